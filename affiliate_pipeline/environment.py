@@ -185,10 +185,7 @@ def _first_days(mode: Mode) -> dict[str, date]:
 
 
 def _saved_first_days() -> dict[str, dict[str, str]]:
-    try:
-        return json.loads(_first_days_file().read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+    return json.loads(_text_in(_first_days_file(), if_missing="{}"))
 
 
 def _variables_in(file: Path) -> dict[str, str | None]:
@@ -196,12 +193,12 @@ def _variables_in(file: Path) -> dict[str, str | None]:
     return dotenv_values(stream=io.StringIO(_text_in(file)))
 
 
-def _text_in(file: Path) -> str:
-    """The file's text, empty if there is no such file; raises SettingsError."""
+def _text_in(file: Path, if_missing: str = "") -> str:
+    """The file's text, or `if_missing` if there is no such file; raises SettingsError."""
     try:
         return text_of(file.read_bytes(), f"{file}")
     except (FileNotFoundError, NotADirectoryError):
-        return ""
+        return if_missing
     except OSError as error:
         what = f"{file} cannot be read ({error.strerror})"
         raise SettingsError(what, "Make it a file that this user may read") from None

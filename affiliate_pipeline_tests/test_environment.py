@@ -146,6 +146,12 @@ def test_unreadable_first_days_are_reported(content):
         settings.application()
 
 
+def test_a_file_of_first_days_that_cannot_be_read_is_reported():
+    (settings.home() / "first_days.json").mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"first_days.json cannot be read"):
+        settings.application()
+
+
 def test_sandbox_settings_are_read_back():
     variables = {"BINANCE_BASE_URL": "http://127.0.0.1:4711", "AFFILIATE_START_DATE": "2026-10-01"}
     save_sandbox_settings(**variables)

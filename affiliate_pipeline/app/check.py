@@ -14,7 +14,13 @@ from rich.table import Table
 from affiliate_pipeline.app.cli import UI_PORT, CommandError, Port, app, console
 from affiliate_pipeline.app.embedded_server.cluster import SYSTEM_FOLDER, ServerError
 from affiliate_pipeline.app.embedded_server.server import running_database
-from affiliate_pipeline.app.processes import DAEMON, daemon_ended_at, missing_services, running_services
+from affiliate_pipeline.app.processes import (
+    DAEMON,
+    daemon_ended_at,
+    missing_services,
+    running_services,
+    runs_without_daemon,
+)
 from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.redaction import redact
 from affiliate_pipeline.domain.settings import CELERY_VARIABLES, Environment, execution_in
@@ -81,8 +87,8 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
     if not environment_with_database:
         yield Finding("database", "the embedded PostgreSQL is not running", f"Start it: `{up_command()}`")
         return
-    if missing is not None:
-        # Dagster runs: `up` has started it with this default.
+    if missing is not None and not runs_without_daemon(home()):
+        # `up` has started Dagster with this default.
         variables = {"AFFILIATE_SCHEDULES": "true", **environment_with_database.variables}
         environment_with_database = replace(environment_with_database, variables=variables)
     yield from doctor.database(environment_with_database, _daemon_stopped_at(missing))

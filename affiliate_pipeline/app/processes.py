@@ -139,12 +139,12 @@ def missing_services(home: Path) -> list[str] | None:
     if not running:
         return None
     missing = [service for service in _SERVICES if service not in running]
-    if DAEMON in missing and _runs_without_daemon(home):
+    if DAEMON in missing and runs_without_daemon(home):
         missing.remove(DAEMON)
     return missing
 
 
-def _runs_without_daemon(home: Path) -> bool:
+def runs_without_daemon(home: Path) -> bool:
     """Whether the folder's Dagster was started without daemon: by `land` or `up --once`."""
     for process in running_processes(home):
         with suppress(psutil.Error, OSError):  # it has just ended

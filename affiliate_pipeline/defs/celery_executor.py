@@ -51,10 +51,11 @@ _untyped_app: Any = dagster_celery.make_app
 _untyped_tasks: Any = dagster_celery.tasks
 _defaults: Any = defaults
 _untyped_rabbitmq: Any = kombu.transport.pyamqp.Transport
-# What is raised if the broker or the result backend cannot be reached, and if one of them cannot be used.
-_UNREACHABLE = (OperationalError, RedisError, OSError)
+# What is raised if the broker or the result backend cannot be reached or used.
 BROKER_ERRORS: tuple[type[Exception], ...] = (
-    *_UNREACHABLE,
+    OperationalError,
+    RedisError,
+    OSError,
     *_untyped_rabbitmq.connection_errors,
     *_untyped_rabbitmq.channel_errors,
 )
@@ -192,7 +193,7 @@ class CelerySteps(StepHandler):
                 reason = redact(f"{type(meta['result']).__name__}: {meta['result']}")
                 return CheckStepHealthResult.unhealthy(f"the worker could not execute the step ({reason})")
             self._mark_existing_tasks()
-        except (*_UNREACHABLE, AffiliateError) as error:
+        except (*BROKER_ERRORS, AffiliateError) as error:
             what = "database" if isinstance(error, AffiliateError) else "broker or the result backend of Celery"
             log.warning("The %s cannot be reached (%s): the run continues when it can", what, type(error).__name__)
             self._mark_all_tasks()

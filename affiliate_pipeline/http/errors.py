@@ -64,9 +64,13 @@ class UrlExpired(Refused):
 
 
 class Fatal(ExchangeError):
-    """No further request for this range of days can succeed; `code` is the exchange's own."""
+    """No further request for this range of days can succeed.
+
+    `code` is the exchange's own; `causes` are those that its message names (keys of `failures.CAUSES`).
+    """
 
     code: int | None = None
+    causes: frozenset[str] = frozenset()
 
 
 class AccessRefused(Fatal):

@@ -16,7 +16,7 @@ from affiliate_pipeline.http.errors import AccessRefused, ExchangeError, Fatal, 
 # Patterns are compiled when a request fails, not at start-up.
 _BANNED_UNTIL = r"banned until (\d{13})\b"
 # Patterns of the causes that a message may name.
-_CAUSES = {
+CAUSES = {
     "signature": r"(?i)sign|签名",
     "clock": r"(?i)time.?stamp|\btime\b|clock|recv.?window|时间",
     "address": r"(?i)\bip\b|white.?list|白名单",
@@ -40,7 +40,7 @@ _FIREWALL = "This usually comes from a firewall or maintenance, not from the API
 class Meaning:
     """What an exchange's own error code means.
 
-    `advice` is added to the message if the message names one of `causes` (keys of `_CAUSES`) or no cause at all. Without
+    `advice` is added to the message if the message names one of `causes` (keys of `CAUSES`) or no cause at all. Without
     `causes`, it is always added.
     """
 
@@ -81,6 +81,7 @@ class Interpreter:
             failure.retry_after_s = _pause_s(response, error)
         if isinstance(failure, Fatal):
             failure.code = error.code
+            failure.causes = _causes_in(error.message)
         return failure
 
     def _with_precedence(
@@ -114,7 +115,7 @@ class Interpreter:
 
     def _by_code(self, text: str, error: ErrorBody, meaning: Meaning) -> ExchangeError:
         """The error of the code's meaning, with its advice unless the message names only other causes."""
-        named_causes = {name for name, pattern in _CAUSES.items() if re.search(pattern, error.message)}
+        named_causes = _causes_in(error.message)
         advice_applies = not meaning.causes or not named_causes or not named_causes.isdisjoint(meaning.causes)
         if meaning.advice and advice_applies:
             advice = meaning.advice.format(key=self.key_name, secret=self.secret_name, **self.more_names)
@@ -140,6 +141,10 @@ class Interpreter:
             return Refused(text)
         action = f"Check {self.base_url_name}" if status in (404, 405) else ""
         return Refused(f"{text}{usual_cause}", action)
+
+
+def _causes_in(message: str) -> frozenset[str]:
+    return frozenset(name for name, pattern in CAUSES.items() if re.search(pattern, message))
 
 
 def describe(sender: str, response: Response, error: ErrorBody, code_name: str = "code") -> str:

@@ -194,7 +194,10 @@ def _automation(
         silent_daemons, has_running_schedule, stopped, failing = ["sensor", "scheduler"], False, (), ()
 
     if silent_daemons:
-        action = f"Start it again: `{command('down')}`, then `{up_command()}`; on a server, start the Dagster daemon"
+        action = (
+            f"Once no landing is in progress, start it again: `{command('down')}`, then `{up_command()}`; on a server, "
+            "start the Dagster daemon"
+        )
         yield Finding("daemon", f"Dagster's daemon is not running ({', '.join(silent_daemons)})", action)
     else:
         yield Finding("daemon", "Dagster's daemon is running")

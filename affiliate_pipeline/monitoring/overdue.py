@@ -201,14 +201,14 @@ def _may_request_expired(endpoint: Endpoint, expected: ExpectedDay, state: State
 def level_for(
     expected: ExpectedDay, state: State, now_ms: int, *, may_request: bool, request_waits: bool, in_progress: bool
 ) -> NotificationLevel:
-    """The day's level now, reported if above the last one. `request_waits`: a run just failed, so a new request request_waits."""
+    """The day's level now, reported if above the last one. `request_waits`: it waits since a run just failed."""
     if not expected.is_retained(now_ms):
         # Report no loss while a request is due or in progress.
         if may_request or in_progress:
             return NotificationLevel.NOTHING
         return NotificationLevel.SECOND_CHANCE if expected.fallback else NotificationLevel.LOST
 
-    # A request that is due may still land the day: report nothing. If it request_waits because a run just failed, warn already.
+    # A request that is due may still land the day: report nothing. If it waits because a run just failed, warn already.
     if may_request and not request_waits:
         return NotificationLevel.NOTHING
     if expected.deadline_ms is not None:

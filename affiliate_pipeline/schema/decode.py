@@ -165,8 +165,12 @@ def _by_field(model: type[Row], chunks: Sequence[bytes]) -> tuple[Parsed, list[C
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Invalid([ColumnProblem("a row", f"not JSON ({error})")]) from None
     # Unreadable values are null in the table, so drop the duplicate null problem.
-    duplicates = {(problem.column, _NULL) for problem in unread}
-    invalid = [each for each in _problems_of(model, parsed.table) if (each.column, each.check) not in duplicates]
+    unread_values = {(problem.column, problem.row) for problem in unread}
+    invalid = [
+        problem
+        for problem in _problems_of(model, parsed.table)
+        if problem.check != _NULL or (problem.column, problem.row) not in unread_values
+    ]
     return parsed, unread + invalid
 
 

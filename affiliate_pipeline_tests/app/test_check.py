@@ -505,9 +505,11 @@ def test_heartbeats_from_before_the_end_of_up_do_not_count(healthy, findings, tm
     assert findings() == {}
 
 
-def test_while_land_runs_its_own_dagster_the_daemon_may_run_elsewhere(healthy, findings, tmp_path):
+def test_while_land_runs_its_own_dagster_the_daemon_may_run_elsewhere(healthy, findings, tmp_path, query):
     folder = f"{tmp_path / '.affiliate' / 'dagster_without_daemon'}"
     with ExitStack() as stack:
         for each in (WEBSERVER, CODE_SERVER):
             stack.enter_context(running(tmp_path, *each, DAGSTER_HOME=folder))
         assert findings() == {}
+        query("delete from instigators")
+        assert findings() == {"schedules": "none is running"}

@@ -255,6 +255,14 @@ def test_another_accounts_key_of_lbank_with_our_open_id_lands_nothing(both_excha
     assert query("select count(*) from affiliate.account") == [(0,)]
 
 
+def test_an_ip_address_that_is_not_on_the_keys_list_is_not_reported_as_another_accounts_key(both_exchanges):
+    body = b'{"result":"false","error_code":10022,"msg":"ip not allowed"}'
+    both_exchanges.faults.next_responses.append((200, {}, body))
+    run = land(USERS, [SETTLED])
+    assert "ip not allowed" in run.failed[SETTLED] and "IP address is not on its list" in run.failed[SETTLED]
+    assert "of another account" not in run.message
+
+
 def test_a_key_of_another_account_is_refused_and_both_identities_are_named(sandbox, set_key):
     assert land(REBATES, [SETTLED]).success
     other = sandbox.accounts["acme"].binance

@@ -317,6 +317,15 @@ def test_every_invalid_column_is_reported_once_with_a_count_and_an_example():
     ]
 
 
+def test_null_is_reported_also_if_another_row_of_the_column_is_unreadable():
+    rows = [row(income=None), row(income="x"), row(income=...)]
+    assert sorted(problems(*rows)) == [
+        "income: not a decimal number in 1 row, such as 'x'",
+        "income: null in 1 row",
+        "income: the field is missing in 1 row",
+    ]
+
+
 def test_a_missing_field_is_reported_as_missing():
     assert problems(row(), row(income=...), row(income=...)) == ["income: the field is missing in 2 rows"]
 

@@ -15,6 +15,8 @@ from affiliate_pipeline.schema.raw_row import identities, instants_ms, whole_num
 PAGE_SIZE = 100
 # A page size for each walk: with the same size, rows of one instant could be returned in the same wrong order again.
 WALKS = (PAGE_SIZE, 89, 97, 83)
+# Rows without an id may be equal, and so may two pages of them; this many pages show that the server ignores `start`.
+MAX_EQUAL_PAGES = 20
 SECOND_MS = 1000
 
 # Requests a page with these parameters in addition to the query's own; returns its rows, None if there is no list.
@@ -123,6 +125,7 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
     previous_ids: list[Hashable] = []
     seen_ids: set[Hashable] = set()
     doubtful_ms: set[int] = set()
+    equal_pages = 1
     while True:
         start = max(0, len(rows) - overlap)
         page = get({"start": start, "pageSize": size}) or []
@@ -130,9 +133,14 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
         new_rows = page
         is_first_page = start == 0
         if not is_first_page:
-            if overlap and page_ids == previous_ids:
+            equal_pages = equal_pages + 1 if page_ids == previous_ids else 1
+            if overlap and equal_pages > 1:
                 # The same page again: the server rounds `start` down to whole pages, so an overlap is impossible.
                 raise _ListChanged(page, is_start_rounded=True)
+            if equal_pages == MAX_EQUAL_PAGES:
+                raise Refused(
+                    f"LBank sent the same page {equal_pages} times, so it seems to ignore which page is requested"
+                )
 
             new_rows, new_ids = page[overlap:], page_ids[overlap:]
             # Rows of one instant may be ordered differently each time: if one is on two pages, another may be on none.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from affiliate_pipeline.exchanges.lbank.pagination import by_id, by_offset
+from affiliate_pipeline.exchanges.lbank.pagination import MAX_EQUAL_PAGES, by_id, by_offset
 from affiliate_pipeline.http.errors import Refused
 
 PAGE_SIZE = 4
@@ -154,6 +154,15 @@ def test_equal_rows_that_fill_more_than_a_page_are_all_returned(equal, others):
     served = PagedList(rows_at([5] * equal, iter([7] * equal)) + rows_at(list(range(others))))
 
     assert Counter(by_offset(served.get, "createTime")) == served.all
+
+
+@pytest.mark.parametrize("id_fields", [(), ("name",)])
+def test_a_server_that_ignores_the_requested_page_is_an_error(id_fields):
+    served = PagedList(rows_at([5] * PAGE_SIZE))
+
+    with pytest.raises(Refused, match="ignore which page is requested"):
+        by_offset(lambda page: served.get(page | {"start": 0}), "createTime", id_fields)
+    assert len(served.queries) <= 2 + MAX_EQUAL_PAGES
 
 
 def test_rows_of_one_time_that_fill_more_than_a_page_in_random_order_are_an_error():
