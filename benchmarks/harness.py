@@ -107,7 +107,7 @@ class IsolatedProject:
         sender.close()
 
         assert process.pid
-        with peaks(contender=process.pid, database=self._database_pid) as memory:
+        with peaks(process=process.pid, database=self._database_pid) as memory:
             value = receiver.recv()
             process.join()
         return Measured(value, time.perf_counter() - began, memory)
@@ -125,7 +125,7 @@ class IsolatedProject:
         began = time.perf_counter()
         with (
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
-            peaks(contender=process.pid, database=self._database_pid) as memory,
+            peaks(process=process.pid, database=self._database_pid) as memory,
         ):
             output, _ = process.communicate()
         assert process.returncode == 0, output

@@ -226,7 +226,7 @@ class Contenders:
             landing_s=measured.value,
             process_s=measured.seconds,
             requests=self._source.requests(),
-            memory=measured.memory["contender"],
+            memory=measured.memory["process"],
             database_memory=measured.memory["database"],
         )
 
@@ -280,7 +280,8 @@ def run(quick: bool, rounds: int) -> list[Table]:
 def _tables(rows: int, rounds: int) -> list[Table]:
     """Measure the contenders on this number of rows in several days, and on as many in one day."""
     single_day, single_row_day, *several_days = days_back(DAYS + 2)
-    # One more row before each set proves that the source retains its days, so `single_row_day` has a row.
+    # `serve_rebates` adds one row on the day before each set, as proof that the source retains the set's days. The day
+    # before `several_days` is `single_row_day`, so it has one row.
     sets = [(rows, several_days), (rows, [single_day])]
     asset_contenders = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
     tables: list[Table] = []

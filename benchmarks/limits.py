@@ -1,6 +1,6 @@
 """(b) Utilization of a rate limit: 30 requests a minute to an LBank endpoint, by one process and by four in parallel.
 
-The window has its real length. The sandbox counts refused requests too.
+The window has its real length. Refused requests count towards the sandbox's limit too.
 """
 
 import time
@@ -65,7 +65,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
         with ThreadPool(len(jobs)) as pool:
             measured = pool.map(lambda job: project.run(request_repeatedly, *job), jobs)
         served = exchange.served()
-    peak_memory = max(process.memory["contender"] for process in measured)
+    peak_memory = max(process.memory["process"] for process in measured)
     return [_table(served, peak_memory, seconds)]
 
 

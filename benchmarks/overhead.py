@@ -54,7 +54,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
                 project.clear()
                 measured = project.materialize(REBATES, days)
                 assert project.query("select count(*) from affiliate.landing") == number
-                results[number].append(Result(project.run_s(), fetching_s, measured.memory["contender"]))
+                results[number].append(Result(project.run_s(), fetching_s, measured.memory["process"]))
     return [_table(results, rounds)]
 
 

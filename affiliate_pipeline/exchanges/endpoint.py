@@ -117,7 +117,7 @@ class Endpoint(Generic[SessionT]):
     strategy: Strategy[SessionT]
     probe: Probe[SessionT] | None = None
     # The default account's variable that names a file, and a function that returns what is wrong with the file.
-    file_problems: tuple[str, Callable[[SessionT], Sequence[str]]] | None = None
+    file_check: tuple[str, Callable[[SessionT], Sequence[str]]] | None = None
     # Variables of the default account that it needs in addition to the credentials.
     requires: tuple[str, ...] = ()
     users: Users | None = None

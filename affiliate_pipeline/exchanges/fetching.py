@@ -22,9 +22,9 @@ class DayBatch:
     `chunks` are JSON objects joined by commas, and can be read more than once. `requested_ms` is when the oldest
     response was requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix.
 
-    `excluded` has an entry for each user that the exchange refuses, `unlisted` for each response without a list (see
-    `lists`). An entry has the values (by JSON name) that the missing rows would share; an empty one matches any row.
-    Landed rows that match must not be removed.
+    `excluded` has an entry for each user that the exchange refuses, `without_list` for each response without a list
+    (see `lists`). An entry has the values (by JSON name) that the missing rows would share; an empty one matches any
+    row. Landed rows that match must not be removed.
     """
 
     day: date
@@ -35,7 +35,7 @@ class DayBatch:
     note: str = ""
     warnings: tuple[str, ...] = ()
     excluded: Sequence[Mapping[str, object]] = ()
-    unlisted: Sequence[Mapping[str, object]] = ()
+    without_list: Sequence[Mapping[str, object]] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Many services send null, an empty text or an empty object instead of an empty list; a failing server may do the same.
 So the request is sent once more. A second response without a list counts as an empty list: the day lands with a note,
-and no landed row is removed (`DayBatch.unlisted`). After a full page, it has to be proven to be the end (`by_id`).
+and no landed row is removed (`DayBatch.without_list`). After a full page, it has to be proven to be the end (`by_id`).
 Where a row always exists (a sum), and in Binance's records, which expire, a response without a list is an error.
 """
 
@@ -43,10 +43,10 @@ def read_list(body: bytes) -> tuple[list[bytes], bool]:
 
 def get_list(client: Client, path: str, params: Mapping[str, object]) -> tuple[list[bytes], bool]:
     """What `read_list` returns for the response, or for a second one if the first had no list."""
-    rows, is_unlisted = client.get(path, params, read_list)
-    return client.get(path, params, read_list) if is_unlisted else (rows, False)
+    rows, lacks_list = client.get(path, params, read_list)
+    return client.get(path, params, read_list) if lacks_list else (rows, False)
 
 
-def unlisted_note(responses: int) -> str:
+def without_list_note(responses: int) -> str:
     """The note of a landed day whose responses had no list."""
     return f"{count_of(responses, 'response')} had no list (null), which counts as an empty one" if responses else ""

@@ -1,4 +1,4 @@
-"""What runs did at an exchange, as rows of action logs that have not landed yet."""
+"""The actions of runs at an exchange, stored as rows until their `ActionLog` lands them."""
 
 from collections.abc import Sequence
 from typing import Any, Final

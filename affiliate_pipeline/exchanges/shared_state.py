@@ -16,8 +16,8 @@ from affiliate_pipeline.postgres.table_store import TableStore
 # A slot of a large budget permits several requests, so that not every request needs the database.
 MAX_SLOTS = 300
 
-# By day, when an asset's rows last landed or were confirmed or, if they were rejected, when the exchange was requested
-# for them. Days without any of these are missing.
+# By day, the instant at which an asset's rows last landed or were confirmed; for rejected rows, that of their request.
+# Days without any of these are missing.
 HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
 
 
@@ -34,8 +34,8 @@ class SharedState:
     """Opens connections when they are needed and closes them at the end of the `with` block.
 
     Without a URL there is no rate limit and no store: for the few requests that only test an account. A rate
-    limit's pause longer than `max_wait_s` raises `Banned`. `handled_at` and `has_landed` read what `landing` has stored,
-    which modules of this package cannot import.
+    limit's pause longer than `max_wait_s` raises `Banned`. `handled_at` and `has_landed` are functions of the package
+    `landing`, passed in because this package cannot import it.
     """
 
     def __init__(

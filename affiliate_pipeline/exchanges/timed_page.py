@@ -1,4 +1,4 @@
-"""A response that is a list of rows, each with the time by which it is requested."""
+"""A response that is a list of rows, each with the `time` by which a request's range selects it."""
 
 from contextlib import suppress
 from dataclasses import dataclass

@@ -125,8 +125,9 @@ class ServerBehaviour:
     def _request_proof(self, first: int, last: int, newest: int, page: Page) -> bool | None:
         """Whether two requests show that the page has its window's oldest rows; None: they prove nothing.
 
-        It has if the rows before the page's `newest` time (ms) fit into one page and have the same times as this page's,
-        and there are newer rows, which this page lacks: a page that is full by chance proves nothing.
+        The page has them if the window's rows before the page's `newest` time (ms) fit into one page and have the same
+        times as those in this page, and there are newer rows, which this page lacks: a page that is full by chance
+        proves nothing.
         """
         older = self.request(first, newest - 1)
         expected_times = page.between(first, newest - 1).times
@@ -214,7 +215,7 @@ class _Walk:
             self._accept_unproven()
 
     def _split(self, window: Window, page_start: int) -> list[Window]:
-        """The window as a list of one; only once per walk, a busy window in parts for this and the idle workers.
+        """The window as the only item or, once per walk, the parts of a busy one for this job and the idle workers.
 
         The page before covered `page_start` to the window's start, which shows how many pages are left.
         """

@@ -131,7 +131,7 @@ def _opened_tar(archive: tarfile.TarFile, file_size: int) -> IO[bytes]:
         raise IncompleteFile("the file is an incomplete tar archive")
     files = [member for member in members if member.isfile()]
     name = _only("a tar archive", [file.name for file in files])
-    # By entry and not by name: a folder may have the same name.
+    # Pass `extractfile` the entry and not its name, which a folder may have too.
     [file] = [file for file in files if file.name == name]
     return cast(IO[bytes], archive.extractfile(file))
 

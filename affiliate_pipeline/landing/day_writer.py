@@ -130,7 +130,7 @@ class DayWriter:
         # while the next ones are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
 
-        # How the table differs from the rows of the source, although these are unchanged: then it is landed again.
+        # How the table differs from what had landed, if the source still has exactly that: then land the day again.
         difference = ""
         shrinking = ""
         restated: DayStats | None = None
@@ -274,9 +274,9 @@ class DayWriter:
     def _shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, settled: bool) -> str:
         """Which landed rows would be removed although the source may still have them; empty if none."""
         matching = partial(endpoint_tables.matching_values, self.connection, self.endpoint, batch.day)
-        unlisted = matching(batch.unlisted)
-        if unlisted:
-            what = ", ".join(f"{name} {value}" for name, value in unlisted[0].items())
+        without_list = matching(batch.without_list)
+        if without_list:
+            what = ", ".join(f"{name} {value}" for name, value in without_list[0].items())
             example = f", for example of {what}" if what else ""
             return f"the exchange sent no list (null) where rows had landed{example}"
 

@@ -18,7 +18,7 @@ from affiliate_pipeline.postgres.locks import Lock, locked
 from affiliate_pipeline.postgres.readiness import problems
 from affiliate_pipeline.postgres.table_store import TableStore
 
-# How often a process whose steps run on other machines checks the connection that marks its run as live.
+# How often `live_run` checks the connection that marks the run as live.
 LIVE_CHECK_S = 5
 
 

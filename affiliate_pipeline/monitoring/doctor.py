@@ -94,7 +94,7 @@ class Finding:
 
 
 def of_settings(about: str, error: SettingsError) -> Iterator[Finding]:
-    """One finding for each variable at fault, with its action; `about` replaces a missing variable."""
+    """One finding for each error, with its action; it is about `about` if the error names no variable."""
     for each in error.errors:
         yield Finding(each.variable or about, each.problem.what, each.problem.action)
 
@@ -178,15 +178,17 @@ def _automation(
     """Dagster's daemon, schedules and sensors.
 
     Args:
-        starts_schedules: Whether schedules run without being started in the UI. Needed because the daemon records
-            running schedules only up to a minute after it has started.
+        starts_schedules: Whether schedules run without being started in the UI. Needed because, after its start, the
+            daemon takes up to a minute to record which schedules run.
     """
     # A daemon runs if it has written a heartbeat after this time.
     alive_after = datetime.now(UTC) - MAX_SILENCE
     if daemon_stopped_at:
         alive_after = max(alive_after, daemon_stopped_at)
-    [(has_dagster_run,)] = connection.execute("select to_regclass('public.daemon_heartbeats') is not null").fetchall()
-    if has_dagster_run:
+    [(has_dagster_started,)] = connection.execute(
+        "select to_regclass('public.daemon_heartbeats') is not null"
+    ).fetchall()
+    if has_dagster_started:
         # Dagster stores times in UTC, without a zone.
         rows = connection.execute(_AUTOMATION, (alive_after.replace(tzinfo=None),)).fetchall()
         [(silent_daemons, has_running_schedule, stopped, failing)] = rows
@@ -287,7 +289,7 @@ def _to_check_by_account(endpoints: Sequence[Endpoint]) -> dict[str, list[Endpoi
     """By exchange, alias and role, joined as one text: the endpoints with a probe or a file."""
     by_account: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
-        if endpoint.probe or endpoint.file_problems:
+        if endpoint.probe or endpoint.file_check:
             parts = filter(None, (endpoint.exchange.name, endpoint.alias, endpoint.role))
             by_account.setdefault(" ".join(parts), []).append(endpoint)
     return by_account
@@ -333,9 +335,9 @@ def _account(
 
 def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
     """What is wrong with the endpoint's file, if it has one."""
-    if not endpoint.file_problems:
+    if not endpoint.file_check:
         return
-    variable, unusable_lines_in = endpoint.file_problems
+    variable, unusable_lines_in = endpoint.file_check
     try:
         unusable = unusable_lines_in(session)
         if unusable:

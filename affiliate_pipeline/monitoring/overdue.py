@@ -34,7 +34,7 @@ class NotificationLevel(IntEnum):
     GIVEN_UP = 1
     BELOW_48_HOURS = 2
     BELOW_12_HOURS = 3
-    SECOND_CHANCE = 4
+    SECOND_CHANCE = 4  # expired, but its fallback can still land it
     LOST = 5
 
 
@@ -201,7 +201,10 @@ def _may_request_expired(endpoint: Endpoint, expected: ExpectedDay, state: State
 def level_for(
     expected: ExpectedDay, state: State, now_ms: int, *, may_request: bool, request_waits: bool, in_progress: bool
 ) -> NotificationLevel:
-    """The day's level now, reported if above the last one. `request_waits`: it waits since a run just failed."""
+    """The day's level now, reported if above the last one.
+
+    `request_waits`: a run just failed, so a new request waits.
+    """
     if not expected.is_retained(now_ms):
         # Report no loss while a request is due or in progress.
         if may_request or in_progress:

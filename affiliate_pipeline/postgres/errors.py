@@ -9,7 +9,8 @@ import psycopg
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 
-# Replaced by the name of its variable, where that is known.
+# Stands for the URL in the texts below. `explained` replaces it with the name of the environment variable that has the
+# URL, where that is known.
 URL_NAME = "the database's URL"
 RETRY_ACTION = "Check that it runs and that the database's URL is right, then materialize again"
 DIRECT_ACTION = (
@@ -57,12 +58,13 @@ _TLS_CAUSES = (
     ("SSL|certificate", f"Correct sslmode and sslrootcert in {URL_NAME}"),
 )
 
-# What to grant on each kind of object that a role may not use. PostgreSQL's message about a schema is the same whether the
-# role lacks the right to use it or to create tables in it.
+# What to grant on each kind of object that a role may not use. Schemas have no entry: PostgreSQL's message about one is
+# the same whether the role lacks the right to use it or to create tables in it.
 _RIGHTS = {"table": "select, insert, update, delete", "sequence": "usage, select, update"}
 
 UNUSABLE = "the database cannot be used"
-# Codes, texts for errors without a code (failed connections), what happened and the action; the first match applies.
+# A pattern of codes, a pattern of messages, what happened and the action; the first match applies. An error without a
+# code (a failed connection) matches if the pattern of codes is empty or ends with `|`, and its message matches too.
 # Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     *(("", texts, UNUSABLE, action) for texts, action in _TLS_CAUSES),

@@ -127,7 +127,8 @@ class RateLimiter(TableStore):
         """Stop the requests of all processes with this scope for that long."""
         pause_s = max(0.0, min(seconds, MAX_PAUSE_S))
         with self._lock:
-            # Without a slot, this process stops at once; `_is_paused` may notice the pause up to `PAUSE_CHECK_S` late.
+            # Drop the slot, so that this process stops at once: with it, the pause may be noticed up to `PAUSE_CHECK_S`
+            # late.
             self._drop_slot()
             self._execute(
                 f"update {TABLE} set returns_at = greatest(returns_at, clock_timestamp() + %s * interval '1 second') "

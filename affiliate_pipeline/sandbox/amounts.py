@@ -6,7 +6,8 @@ from functools import reduce
 
 ONE = 10**18
 """One coin in the units of amounts."""
-SPREAD = 10_000
+DRAW_LIMIT = 10_000
+"""The draws that `spread` takes are uniform below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,11 @@ def sum_of(amounts: Iterable[Amount]) -> Amount:
 
 
 def spread(mean: int, first_draw: int, second_draw: int) -> int:
-    """A number with mean `mean` if both draws are uniform below SPREAD: mostly far smaller, rarely 60 times `mean`."""
-    # With x = SPREAD, `mean` is multiplied by 3 (second_draw / x)^2 and by x / (first_draw + x / 100) / 4.615. The mean
-    # of either factor is 1, since that of x / (first_draw + x / 100) is ln 101 = 4.615.
+    """A number with mean `mean` if both draws are uniform below DRAW_LIMIT: mostly far smaller, rarely 60 times it."""
+    # With x = DRAW_LIMIT, `mean` is multiplied by 3 (second_draw / x)^2 and by x / (first_draw + x / 100) / 4.615. The
+    # mean of either factor is 1, since that of x / (first_draw + x / 100) is ln 101 = 4.615.
     numerator = mean * 3 * second_draw**2 * 1000
-    denominator = SPREAD * (first_draw + SPREAD // 100) * 4615
+    denominator = DRAW_LIMIT * (first_draw + DRAW_LIMIT // 100) * 4615
     return numerator // denominator
 
 

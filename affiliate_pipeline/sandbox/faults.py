@@ -27,7 +27,8 @@ class Faults:
     `next_responses`: canned responses (status, headers, body), one per call.
     `transform_row`: given each row of a response as a dict, returns the row to send.
     `pending`: what the next requests for the URL of a kickback export return instead, one each:
-    `error`, `message`, `previous` (the URL of the previous file), `empty` or `null`.
+    `error` (a refusal), `message` (the file is still being collected), `previous` (the URL of the previous file),
+    `empty` or `null`.
     `expired_urls`: how many of the next file URLs are expired when they are returned.
     `clock_offset_ms`: how far the exchange's clock is ahead of the sandbox's.
     `retry_after_s`: the Retry-After of rate_limited. `slow_s`: the delay of slow.

@@ -64,7 +64,7 @@ def price_in(coin: str, quote: str, day: date) -> int:
     return ONE * coin_numerator * quote_denominator // (coin_denominator * quote_numerator)
 
 
-def worth(usdt: int, coin: str, day: date) -> int:
+def amount_worth(usdt: int, coin: str, day: date) -> int:
     """How much of the coin has this value in USDT at the end of the day; both in units of 10^-18."""
     return usdt * ONE // price_in(coin, "USDT", day)
 

@@ -132,7 +132,7 @@ class Column:
 
 
 class Row:
-    """The base of every schema: a table has exactly the declared columns, in this order."""
+    """The base of every schema: its columns are those declared, in this order; tables have `extra` and others too."""
 
 
 def _column(kind: str):

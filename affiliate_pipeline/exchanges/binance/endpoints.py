@@ -154,7 +154,7 @@ ENDPOINTS: tuple[Endpoint[BinanceSession], ...] = (
         name="customization_assignment",
         role="partner",
         strategy=Assignment(_CUSTOMIZATION, "email", desired_of_partner, FILE_VARIABLE, lists_all=True),
-        file_problems=(FILE_VARIABLE, rejected_lines),
+        file_check=(FILE_VARIABLE, rejected_lines),
         schema=schemas.CustomizationAssignment,
         description=(
             "Gives the partner's clients the ids of the CSV file BINANCE_CUSTOMER_IDS, unless they have them already; "

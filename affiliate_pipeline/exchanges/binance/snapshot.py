@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from affiliate_pipeline.exchanges.binance.exchange import BinanceSession
 from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, RequestPlan
-from affiliate_pipeline.exchanges.lists import get_list, rows_of, unlisted_note
+from affiliate_pipeline.exchanges.lists import get_list, rows_of, without_list_note
 from affiliate_pipeline.http.errors import Refused, Transient
 from affiliate_pipeline.schema.raw_row import texts, with_fields
 
@@ -35,15 +35,15 @@ class CurrentState:
         for day in days:
             sent_before = session.client.requests_sent
             try:
-                rows, is_unlisted = self._get(session)
+                rows, lacks_list = self._get(session)
             except (Refused, Transient) as error:
                 yield DayError(day, error)
                 continue
             requests = session.client.requests_sent - sent_before
-            unlisted: list[Mapping[str, object]] = [{}] if is_unlisted else []
-            note = unlisted_note(len(unlisted))
+            without_list: list[Mapping[str, object]] = [{}] if lacks_list else []
+            note = without_list_note(len(without_list))
             warnings = _truncation_warnings(len(rows))
-            yield DayBatch(day, rows, len(rows), requests, note=note, unlisted=unlisted, warnings=warnings)
+            yield DayBatch(day, rows, len(rows), requests, note=note, without_list=without_list, warnings=warnings)
 
     def _get(self, session: BinanceSession) -> tuple[list[bytes], bool]:
         """The rows, and whether the response had no list."""

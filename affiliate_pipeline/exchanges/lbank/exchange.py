@@ -76,6 +76,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         read = partial(responses.read, variable=endpoint.variable)
         return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
 
+    # `roster` adds the counts of each table that it refreshes (see `Session.refreshed`).
     refreshed: dict[str, Mapping[str, int]] = {}
 
     def roster(not_before_ms: int) -> Roster:
@@ -123,8 +124,8 @@ def _auth(endpoint: Endpoint, settings: LBank, clock: Clock) -> LBankAuth:
 def _accepted_open_id(endpoint: Endpoint, client: Callable[[str], Client], own_open_id: str, now_ms: int) -> str | None:
     """Request a record of our own openId; return the openId if LBank accepts it for the session's key.
 
-    None: the response does not show whether it does. LBank states no openId, but refuses one of another account: then
-    raises `KeyRefused`.
+    None: the response does not show whether it does. LBank never states which openId a key has; it only refuses the
+    openId of another account, which raises `KeyRefused`.
     """
     params = {"openId": own_open_id, "tradeType": 0, "startTime": now_ms - 1000, "endTime": now_ms}
     try:

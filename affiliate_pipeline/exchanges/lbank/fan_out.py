@@ -25,7 +25,7 @@ from affiliate_pipeline.exchanges.lbank.pagination import Paging, read_values
 from affiliate_pipeline.exchanges.lbank.queries import OpenDay, Pages, Query, Task
 from affiliate_pipeline.exchanges.lbank.response_cache import ResponseCache
 from affiliate_pipeline.exchanges.lbank.responses import OPEN_ID_CODES
-from affiliate_pipeline.exchanges.lists import get_list, read_list, unlisted_note
+from affiliate_pipeline.exchanges.lists import get_list, read_list, without_list_note
 from affiliate_pipeline.http.encoding import encode
 from affiliate_pipeline.http.errors import AccessRefused, Fatal, Refused, Transient
 from affiliate_pipeline.schema.raw_row import instants_ms, joined, with_fields
@@ -213,9 +213,9 @@ class MonthFetch:
                 rows=len(open_day.rows),
                 requests=open_day.requests,
                 requested_ms=open_day.requested_ms,
-                note=unlisted_note(len(open_day.unlisted)),
+                note=without_list_note(len(open_day.without_list)),
                 excluded=[{"openId": open_id} for open_id in refused],
-                unlisted=open_day.unlisted,
+                without_list=open_day.without_list,
                 warnings=warnings,
             )
 
@@ -249,14 +249,14 @@ class MonthFetch:
             cached = self.response_cache.get(request) if may_use_cache else None
             if cached:
                 body, requested_ms = cached
-                rows, is_unlisted = read_list(body)
+                rows, lacks_list = read_list(body)
                 pages.requested_ms = min(pages.requested_ms, requested_ms)
             else:
                 is_later_page = bool(page_params.get("start"))
-                rows, is_unlisted = self._request_and_cache(task, request, params, is_later_page=is_later_page)
+                rows, lacks_list = self._request_and_cache(task, request, params, is_later_page=is_later_page)
 
-            if is_unlisted:
-                pages.is_unlisted = True
+            if lacks_list:
+                pages.lacks_list = True
                 return None
             return rows
 
@@ -264,7 +264,7 @@ class MonthFetch:
         pages.by_day = self.rows_by_day(task, rows)
         # If the query has rows, the page without a list was a later one: the end of the list.
         if rows:
-            pages.is_unlisted = False
+            pages.lacks_list = False
         return pages
 
     def _params_of(self, task: Task) -> dict[str, object]:
@@ -289,20 +289,20 @@ class MonthFetch:
         fan_out, client = self.fan_out, self.session.client
         requested_ms = self.session.now_ms()
         if fan_out.time_field:
-            rows, is_unlisted = get_list(client, fan_out.path, params)
+            rows, lacks_list = get_list(client, fan_out.path, params)
         else:
             # A sum or a user always has a row: `rows_by_day` refuses a response without a list.
-            rows, is_unlisted = client.get(fan_out.path, params, read_list)
+            rows, lacks_list = client.get(fan_out.path, params, read_list)
 
         # Check before caching: unusable rows would also fail the runs that resume this one.
         self.rows_by_day(task, rows)
         # A later page without a list may fail the query: do not cache it, so that a run that resumes this one requests
         # it again.
-        may_fail_query = is_unlisted and is_later_page
+        may_fail_query = lacks_list and is_later_page
         if not fan_out.timeless and not may_fail_query:
-            body = b"null" if is_unlisted else joined(rows)
+            body = b"null" if lacks_list else joined(rows)
             self.response_cache.put(request, body, requested_ms)
-        return rows, is_unlisted
+        return rows, lacks_list
 
     def rows_by_day(self, task: Task, rows: list[bytes]) -> Mapping[date, list[bytes]]:
         """The rows by day, each with the query's `fields` added.

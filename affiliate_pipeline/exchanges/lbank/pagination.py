@@ -63,7 +63,7 @@ def by_id(get: GetPage) -> list[bytes]:
 def _require_end(get: GetPage, ids: Sequence[int]) -> None:
     """Raise `Refused` unless the list ends with the last of these ids, which are in order.
 
-    Requests the page after the last but one: nothing but the last one may be in it.
+    Requests again what follows the last but one of the ids: only the row with the last id may follow.
     """
     last = ids[-1]
     last_but_one = max((row_id for row_id in ids if row_id < last), default=0)
@@ -156,7 +156,8 @@ def _walk(get: GetPage, time_field: str, id_fields: Sequence[str], overlap: int,
         previous_ids = page_ids
 
     is_complete = overlap > 0
-    for time_ms in sorted(doubtful_ms):  # all of them, even if one may lack rows: each call replaces rows
+    # No exit at the first False: each call also replaces the rows of its own instant.
+    for time_ms in sorted(doubtful_ms):
         if not _refetch_instant(get, rows, time_field, time_ms):
             is_complete = False
     return is_complete

@@ -33,7 +33,7 @@ class Pages:
     """A query's rows by day, when (ms) its oldest page was requested, and whether its only response had no list."""
 
     requested_ms: int
-    is_unlisted: bool = False
+    lacks_list: bool = False
     by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
 
 
@@ -45,7 +45,7 @@ class OpenDay:
     rows: list[bytes] = field(default_factory=list[bytes])
     requested_ms: int | None = None
     requests: int = 0
-    unlisted: list[Mapping[str, object]] = field(default_factory=list[Mapping[str, object]])
+    without_list: list[Mapping[str, object]] = field(default_factory=list[Mapping[str, object]])
 
     def complete_query(self, query: Query, day: date, pages: Pages | None) -> None:
         """Count the query as complete and add its rows of this `day`; `pages` is None if its openId is excluded."""
@@ -56,5 +56,5 @@ class OpenDay:
         self.rows += pages.by_day.get(day, [])
         if self.requested_ms is None or pages.requested_ms < self.requested_ms:
             self.requested_ms = pages.requested_ms
-        if pages.is_unlisted:
-            self.unlisted.append(query.shared_values)
+        if pages.lacks_list:
+            self.without_list.append(query.shared_values)

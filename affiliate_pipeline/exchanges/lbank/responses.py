@@ -75,7 +75,8 @@ _decoder = msgspec.json.Decoder(_Envelope)
 def read(response: Response, variable: Callable[[str], str] = lambda name: name) -> bytes:
     """The `data` of a successful response as JSON; otherwise raises an `ExchangeError`.
 
-    `variable` returns the account's own name of a default account's variable, for the text of the error.
+    For the text of the error, `variable` turns the name of the default account's variable (LBANK_API_KEY) into that of
+    this account's (LBANK_API_KEY__ACME).
     """
     try:
         envelope = _decoder.decode(response.content)

@@ -185,8 +185,8 @@ class RosterStore(TableStore):
         with self._team_list() as client:
 
             def get(page_params: Mapping[str, object]) -> list[bytes]:
-                rows, is_unlisted = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page_params})
-                if is_unlisted and self._members():
+                rows, lacks_list = get_list(client, TEAM_LIST, {"startTime": 0, "endTime": now_ms, **page_params})
+                if lacks_list and self._members():
                     raise Refused("LBank twice sent null instead of the list of users, which was not empty before")
                 return rows
 

@@ -58,8 +58,8 @@ class Customers:
 def _emails(alias: str) -> dict[str, str]:
     """By customerId, an email that fits the masked one of the rebates."""
     emails: dict[str, str] = {}
-    for number, (customer_id, head) in enumerate(customers_of(alias)):
-        email = json.loads(head + "}")["email"].replace("*****", f".{number:03d}")
+    for number, (customer_id, row_beginning) in enumerate(customers_of(alias)):
+        email = json.loads(row_beginning + "}")["email"].replace("*****", f".{number:03d}")
         if customer_id and EMAIL.fullmatch(email):
             emails[customer_id] = email
     return emails

@@ -141,7 +141,7 @@ class Binance:
         }
 
     def variables(self, url: str) -> dict[str, str]:
-        """The environment variables of a client at this URL, for both roles."""
+        """The environment variables of a program that calls this URL, with the keys of both roles."""
         variables = {
             "BINANCE_PARTNER_API_KEY": self.partner_key,
             "BINANCE_PARTNER_API_SECRET": self.partner_secret,
@@ -220,7 +220,7 @@ class Binance:
         """The first and last UTC day of a call with startTime."""
         if "startTime" not in call.params:
             return None
-        # Only the klines may be requested without endTime.
+        # Of the calls with startTime, only those for klines may lack endTime.
         params = BinanceParameters({"endTime": f"{self._now()}"} | call.params)
         start, stop = self._window(params, max_span_ms=None)
         # With `exclusive_end`, the window may be empty.

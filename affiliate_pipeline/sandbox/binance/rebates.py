@@ -11,7 +11,7 @@ from functools import cache
 from itertools import accumulate
 from random import Random
 
-from affiliate_pipeline.sandbox.amounts import ONE, SPREAD, Amount, spread, with_significant_digits
+from affiliate_pipeline.sandbox.amounts import DRAW_LIMIT, ONE, Amount, spread, with_significant_digits
 from affiliate_pipeline.sandbox.binance.records import PAYOUT_AFTER_MS, Day
 from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS, MINUTE_MS, start_of
 from affiliate_pipeline.sandbox.prices import price_in
@@ -88,14 +88,14 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
     for number, offset in enumerate(offsets(rnd, count)):
         at = midnight + offset
         drawn_weight = int(cumulative_weights[-1] * rnd())
-        customer, head = customers_of_account[bisect_right(cumulative_weights, drawn_weight)]
+        customer, row_beginning = customers_of_account[bisect_right(cumulative_weights, drawn_weight)]
         market, commission, income = payment(rnd, mean, markets)
         order_id = 10**7 + int(rnd() * 2**42)
         trade_id = 10**5 + int(rnd() * 2**41)
         # Payouts are at whole hours, so round up.
         paid_at = (at + PAYOUT_AFTER_MS + HOUR_MS - 1) // HOUR_MS * HOUR_MS
         row = (
-            f'{head},"income":"{income}","asset":"{market.asset}","symbol":"{market.symbol}","time":{at}'
+            f'{row_beginning},"income":"{income}","asset":"{market.asset}","symbol":"{market.symbol}","time":{at}'
             f',"orderId":{order_id},"tradeId":{trade_id},"distributeTime":{paid_at}'
             f',"commissionAsset":"{market.commission_asset}","commission":"{commission}"'
             f',"convertPrice":"{market.convert_price}"}}'
@@ -110,7 +110,11 @@ def generated_day(day: date, rows_per_day: int, alias: str = "") -> Day:
 
 @dataclass(frozen=True)
 class Market:
-    """A market on a day. In units of 10^-18, `usdt`: the value of `commission_asset`, `price`: convertPrice."""
+    """A market on a day.
+
+    `usdt` is the value of one `commission_asset` in USDT, `price` is `convert_price` as a number; both in units of
+    10^-18.
+    """
 
     symbol: str
     asset: str
@@ -136,10 +140,10 @@ def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> t
     """A payment for a trade: its market, commission and income. `mean` is the mean value in units of 10^-18 USDT.
 
     The income is the commission times the price, with no more decimals than the commission. A row has neither the
-    trade's volume nor its fee. For scale: a payment of 1 USDT is 40 % of the fee (0.05 %) of a trade of 5,000 USDT.
+    trade's volume nor its fee. To compare: a payment of 1 USDT is 40 % of the fee (0.05 %) of a trade of 5,000 USDT.
     """
     market = markets[int(rnd() * len(markets))]
-    value = spread(mean, int(rnd() * SPREAD), int(rnd() * SPREAD))
+    value = spread(mean, int(rnd() * DRAW_LIMIT), int(rnd() * DRAW_LIMIT))
     commission = _commission(value * ONE // market.usdt, rnd)
     return market, commission, Amount(commission.units * market.price // ONE, commission.scale)
 

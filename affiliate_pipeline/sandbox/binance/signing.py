@@ -1,4 +1,4 @@
-"""How Binance verifies a signed call; which account may call what is not checked here."""
+"""How Binance verifies a signed call; which role may call what is checked in `exchange`."""
 
 import re
 

@@ -8,7 +8,7 @@ from affiliate_pipeline.sandbox.lbank.days import start_of
 from affiliate_pipeline.sandbox.lbank.draws import draws, with_drawn_scale
 from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, Totals
 from affiliate_pipeline.sandbox.lbank.users import User
-from affiliate_pipeline.sandbox.prices import worth
+from affiliate_pipeline.sandbox.prices import amount_worth
 
 PAID_AFTER_MS = DAY_MS + 10 * HOUR_MS
 COINS = ("usdt", "btc", "eth", "lbk", "usdc", "sol")
@@ -31,18 +31,18 @@ def commissions_of(agent: User, day: date, totals: Totals) -> list[tuple[int, st
 
 def _rows(agent: User, day: date, trade_type: int, units: int) -> Iterator[tuple[str, bytes]]:
     """The agent's commissions of one trade type, worth `units` in total, in the order of their coins: coin, row."""
-    below = draws("commission", agent.id, day.isoformat(), trade_type)
-    count = 1 + below(3)
+    draw_below = draws("commission", agent.id, day.isoformat(), trade_type)
+    count = 1 + draw_below(3)
     if agent.parent is None:
         count += 1
-    first = below(len(COINS))
+    first = draw_below(len(COINS))
     coins = sorted(COINS[(first + i) % len(COINS)] for i in range(count))
-    parts = [1 + below(100) for _ in coins]
+    parts = [1 + draw_below(100) for _ in coins]
 
     for coin, part in zip(coins, parts, strict=True):
         value = units * part // sum(parts)
-        amount = with_drawn_scale(below, worth(value, coin.upper(), day))
-        in_usdt = "0" if below(4) == 0 else with_drawn_scale(below, value)
+        amount = with_drawn_scale(draw_below, amount_worth(value, coin.upper(), day))
+        in_usdt = "0" if draw_below(4) == 0 else with_drawn_scale(draw_below, value)
         row = (
             f'{{"openId":"{agent.open_id}","coinSymbol":"{coin}","amount":"{amount}","tradeType":{trade_type}'
             f',"statsDate":{start_of(day)},"usdtAmount":"{in_usdt}"}}'

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from hashlib import blake2b
 
-from affiliate_pipeline.sandbox.amounts import SPREAD, Amount, spread, with_significant_digits
+from affiliate_pipeline.sandbox.amounts import DRAW_LIMIT, Amount, spread, with_significant_digits
 
 SCALES = (2, 4, 8, 8, 8, 18)
 
@@ -15,23 +15,23 @@ def draws(*key: str | int) -> Draw:
     """A source of integers that depend only on the key; after 512 bits, all are 0."""
     rest = int.from_bytes(blake2b(repr(key).encode()).digest(), "big")
 
-    def below(limit: int) -> int:
+    def draw_below(limit: int) -> int:
         nonlocal rest
         rest, drawn = divmod(rest, limit)
         return drawn
 
-    return below
+    return draw_below
 
 
-def draw_amount(below: Draw, mean: int) -> Amount:
+def draw_amount(draw_below: Draw, mean: int) -> Amount:
     """A positive amount; most are far smaller than the mean (in units of 10^-18), a few far larger."""
-    return with_drawn_scale(below, spread(mean, below(SPREAD), below(SPREAD)))
+    return with_drawn_scale(draw_below, spread(mean, draw_below(DRAW_LIMIT), draw_below(DRAW_LIMIT)))
 
 
-def with_drawn_scale(below: Draw, units: int) -> Amount:
+def with_drawn_scale(draw_below: Draw, units: int) -> Amount:
     """About this amount (in units of 10^-18), with a drawn number of decimals, or more to have three digits; not 0."""
-    scale = _scale_with_three_digits(units, SCALES[below(len(SCALES))])
-    if below(8) == 0:  # trailing zeros
+    scale = _scale_with_three_digits(units, SCALES[draw_below(len(SCALES))])
+    if draw_below(8) == 0:  # trailing zeros
         units = with_significant_digits(units, 3)
     unit = 10 ** (18 - scale)
     return Amount(max(1, units // unit) * unit, scale)

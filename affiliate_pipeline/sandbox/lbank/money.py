@@ -10,7 +10,7 @@ from affiliate_pipeline.sandbox.days import DAY_MS, HOUR_MS
 from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
 from affiliate_pipeline.sandbox.lbank.draws import Draw, draw_amount, draws
 from affiliate_pipeline.sandbox.lbank.users import User, Users
-from affiliate_pipeline.sandbox.prices import worth
+from affiliate_pipeline.sandbox.prices import amount_worth
 
 ASSETS = ("USDT", "USDT", "USDT", "BTC", "ETH", "LBK", "TRX", "1000SATS")
 # Kind requested -> (subInOutType of responses, percentage of rows, subStatus of success)
@@ -53,8 +53,8 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     midnight = start_of(day)
     # Added users are excluded: they would change the draws of the others.
     candidates = [user for user in users.generated(midnight) if _moves_money(user, midnight)]
-    below = draws("money", day.isoformat())
-    percent_of_users = 30 + below(40)
+    draw_below = draws("money", day.isoformat())
+    percent_of_users = 30 + draw_below(40)
     count = max(2, users.size * percent_of_users // 100)
     return by_kind(_money(candidates, midnight, number, users.offset) for number in range(count))
 
@@ -81,24 +81,24 @@ def _moves_money(user: User, midnight: int) -> bool:
 
 def _money(users: list[User], midnight: int, number: int, offset: int) -> Money:
     """The `number`-th deposit or withdrawal of the day that begins at `midnight`, by one of the users."""
-    below = draws("money", midnight, offset + number)
-    at = midnight + below(DAY_MS)
+    draw_below = draws("money", midnight, offset + number)
+    at = midnight + draw_below(DAY_MS)
     # The first two are at the edges of the day.
     if number == 0:
         at = midnight
     elif number == 1:
         at = midnight + DAY_MS - 1
 
-    user = users[below(len(users))]
-    kind = BY_SHARE[below(len(BY_SHARE))]
-    asset = ASSETS[below(len(ASSETS))]
-    ended_at = at + _duration_ms(below)
-    mean = worth(MEAN_VALUE * ONE * user.size // 100, asset, day_of(midnight))
+    user = users[draw_below(len(users))]
+    kind = BY_SHARE[draw_below(len(BY_SHARE))]
+    asset = ASSETS[draw_below(len(ASSETS))]
+    ended_at = at + _duration_ms(draw_below)
+    mean = amount_worth(MEAN_VALUE * ONE * user.size // 100, asset, day_of(midnight))
 
     name, _, success = MONEY[kind]
-    status, sub_status = ("Failed", "Rejected") if below(20) == 0 else ("Completed", success)
-    order_id = f'"2{10**14 + below(9 * 10**14)}"' if kind == "OUT_WITHDRAW" else "null"
-    amount = draw_amount(below, mean)
+    status, sub_status = ("Failed", "Rejected") if draw_below(20) == 0 else ("Completed", success)
+    order_id = f'"2{10**14 + draw_below(9 * 10**14)}"' if kind == "OUT_WITHDRAW" else "null"
+    amount = draw_amount(draw_below, mean)
 
     def row(status: str, sub_status: str, updated_at: int) -> bytes:
         text = (
@@ -113,10 +113,10 @@ def _money(users: list[User], midnight: int, number: int, offset: int) -> Money:
     return Money(at, kind, asset, user, ended_at, pending, ended)
 
 
-def _duration_ms(below: Draw) -> int:
+def _duration_ms(draw_below: Draw) -> int:
     """How long a deposit or withdrawal takes: most end at once, some within hours, a few within three days."""
-    slowness = below(10)
+    slowness = draw_below(10)
     if slowness < 6:
         return 0
     max_ms = 2 * HOUR_MS if slowness < 9 else 71 * HOUR_MS
-    return 1000 + below(max_ms)
+    return 1000 + draw_below(max_ms)

@@ -23,7 +23,7 @@ def profile(user: User, now: int) -> str:
 
 @lru_cache(USERS_CACHED)
 def _profile(user: User, has_deposited: bool, has_traded: bool) -> str:
-    below = draws("profile", user.id)
+    draw_below = draws("profile", user.id)
     members = {
         "openId": user.open_id,
         "code": user.code,
@@ -31,7 +31,7 @@ def _profile(user: User, has_deposited: bool, has_traded: bool) -> str:
         "directInvitation": user.parent is not None and user.parent.parent is None,
         "deposit": has_deposited,
         "transaction": has_traded,
-        "kycStatus": below(2),
+        "kycStatus": draw_below(2),
         "userLevel": user.level,
         "currencyFeeAmt": f"{commission_rate(user, SPOT)}" if user.is_agent else None,
         "contractFeeAmt": f"{commission_rate(user, FUTURES)}" if user.is_agent else None,
@@ -51,13 +51,13 @@ def _balances(user: User, midnight: int | None) -> str:
     """The members with amounts; `midnight` is None if the user had not deposited by then."""
     spot = usdt = futures = bonus = "0.0000"
     if midnight is not None:
-        below = draws("balances", user.id, midnight)
+        draw_below = draws("balances", user.id, midnight)
         mean = MEAN_BALANCE * ONE * user.size // 100
-        balance = draw_amount(below, mean)
+        balance = draw_amount(draw_below, mean)
         spot = str(balance)
-        usdt = str(Amount(balance.units // (1 + below(3)), balance.scale))
-        futures = str(draw_amount(below, mean))
-        if below(10) == 0:
+        usdt = str(Amount(balance.units // (1 + draw_below(3)), balance.scale))
+        futures = str(draw_amount(draw_below, mean))
+        if draw_below(10) == 0:
             bonus = "10.0000"
     return (
         f'"currencyTotalFeeAmt":"{spot}","currencyTotalFeeAmtUsdt":"{usdt}"'

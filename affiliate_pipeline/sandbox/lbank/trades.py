@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 
-from affiliate_pipeline.sandbox.amounts import NOTHING, ONE, SPREAD, Amount, spread, sum_of
+from affiliate_pipeline.sandbox.amounts import DRAW_LIMIT, NOTHING, ONE, Amount, spread, sum_of
 from affiliate_pipeline.sandbox.days import DAY_MS, MINUTE_MS
 from affiliate_pipeline.sandbox.lbank.days import day_of, start_of
 from affiliate_pipeline.sandbox.lbank.draws import Draw, draws, with_drawn_scale
@@ -88,8 +88,8 @@ def commission_rate(agent: User, trade_type: int) -> int:
     """The percentage of fees that the agent receives, for users whom it has invited itself."""
     if agent.parent is None:
         return MAX_RATE
-    below = draws("rate", agent.id, trade_type)
-    return 20 + 5 * below(3)
+    draw_below = draws("rate", agent.id, trade_type)
+    return 20 + 5 * draw_below(3)
 
 
 def _add(totals: Totals, user: User, trade_type: int, fills: list[Fill]) -> None:
@@ -132,32 +132,32 @@ def _fills(user: User, midnight: int) -> list[Fill]:
     mean = MEAN_VOLUME * ONE * user.size * day_percent // 10_000
     chance_percent = 100 if user.parent is None else 60
 
-    below = draws("fills", user.id, midnight)
+    draw_below = draws("fills", user.id, midnight)
     fills: list[Fill] = []
     for trade_type in (SPOT, FUTURES):
-        if below(100) >= chance_percent:
+        if draw_below(100) >= chance_percent:
             continue
-        count = 1 + below(3)
+        count = 1 + draw_below(3)
         for _ in range(count):
-            at = start + below(midnight + DAY_MS - start)
-            fills.append(_fill(at, trade_type, below, mean))
+            at = start + draw_below(midnight + DAY_MS - start)
+            fills.append(_fill(at, trade_type, draw_below, mean))
         # Start anew, so that the further draws do not depend on the number of these trades.
-        below = draws("fills", user.id, midnight, trade_type)
+        draw_below = draws("fills", user.id, midnight, trade_type)
     if first >= midnight:
-        fills.append(_fill(first, below(2), below, mean))
+        fills.append(_fill(first, draw_below(2), draw_below, mean))
     return sorted(fills, key=lambda fill: fill.at)
 
 
-def _fill(at: int, trade_type: int, below: Draw, mean: int) -> Fill:
-    volume_units = min(spread(mean, below(SPREAD), below(SPREAD)), MAX_MULTIPLE * mean)
-    volume = with_drawn_scale(below, volume_units)
+def _fill(at: int, trade_type: int, draw_below: Draw, mean: int) -> Fill:
+    volume_units = min(spread(mean, draw_below(DRAW_LIMIT), draw_below(DRAW_LIMIT)), MAX_MULTIPLE * mean)
+    volume = with_drawn_scale(draw_below, volume_units)
 
-    rate = FEES[below(len(FEES))]
+    rate = FEES[draw_below(len(FEES))]
     # Only small trades are free of fees.
     if volume.units > mean // 10:
         rate = max(rate, FEES[1])
     scale = max(8, volume.scale)
     unit = 10 ** (18 - scale)
     fee_units = volume.units * rate // 100_000 // unit * unit
-    symbol = SYMBOLS[below(len(SYMBOLS))]
+    symbol = SYMBOLS[draw_below(len(SYMBOLS))]
     return Fill(at, trade_type, symbol, volume, Amount(fee_units, scale))

@@ -22,7 +22,7 @@ OWN_OPEN_ID = "LBA0SANDBOX"
 FIRST_ID = 1000
 # The ids per block, and the number of blocks. An alias selects one block: accounts have users and openIds in common
 # only if their aliases select the same one.
-IDS_PER_ACCOUNT, MAX_ACCOUNTS = 10**5, 10**4
+IDS_PER_BLOCK, BLOCKS = 10**5, 10**4
 FOUNDED_MS = start_of(date(2023, 11, 28))
 NEWCOMERS_SINCE_MS = start_of(date(2025, 1, 1))
 
@@ -78,8 +78,8 @@ class Users:
         self.size = size
         self.offset = 0
         if alias:
-            below = draws("account", alias)
-            self.offset = IDS_PER_ACCOUNT * (1 + below(MAX_ACCOUNTS - 1))
+            draw_below = draws("account", alias)
+            self.offset = IDS_PER_BLOCK * (1 + draw_below(BLOCKS - 1))
         own_id = FIRST_ID + self.offset
         self.affiliate = User(
             own_id,
@@ -148,14 +148,14 @@ class Users:
         founders: list[User] = []
         agents: list[User] = [self.affiliate]
         for number in range(count):
-            below = draws("founder", self.offset + number)
+            draw_below = draws("founder", self.offset + number)
             gap = (NEWCOMERS_SINCE_MS - FOUNDED_MS) // count
-            registered = FOUNDED_MS + number * gap + below(gap * 9 // 10)
+            registered = FOUNDED_MS + number * gap + draw_below(gap * 9 // 10)
             is_agent = number % 5 == 0
             is_trader = number % 5 in (0, 3)
-            first_trade = registered + below(20 * DAY_MS) if is_trader else None
-            parent = self.affiliate if below(10) < 4 else agents[below(len(agents))]
-            level = 1 + below(20) if is_agent else OTHER_LEVELS[below(len(OTHER_LEVELS))]
+            first_trade = registered + draw_below(20 * DAY_MS) if is_trader else None
+            parent = self.affiliate if draw_below(10) < 4 else agents[draw_below(len(agents))]
+            level = 1 + draw_below(20) if is_agent else OTHER_LEVELS[draw_below(len(OTHER_LEVELS))]
             id = FIRST_ID + self.offset + 1 + number
             user = User(
                 id,
@@ -164,7 +164,7 @@ class Users:
                 level=level,
                 registered_ms=registered,
                 first_trade_ms=first_trade,
-                first_deposit_ms=_first_deposit(registered, first_trade, below),
+                first_deposit_ms=_first_deposit(registered, first_trade, draw_below),
             )
             founders.append(user)
             if is_agent:
@@ -186,14 +186,14 @@ class Users:
             return self._newcomers[:registered_count]
 
     def _newcomer(self, number: int, gap: int) -> User:
-        below = draws("newcomer", self.offset + number)
-        registered = NEWCOMERS_SINCE_MS + number * gap + below(gap * 9 // 10)
+        draw_below = draws("newcomer", self.offset + number)
+        registered = NEWCOMERS_SINCE_MS + number * gap + draw_below(gap * 9 // 10)
         first_trade = None
         if number % 5 in (1, 3):
-            max_delay_ms = HOUR_MS if below(4) == 0 else 10 * DAY_MS
-            first_trade = registered + below(max_delay_ms)
+            max_delay_ms = HOUR_MS if draw_below(4) == 0 else 10 * DAY_MS
+            first_trade = registered + draw_below(max_delay_ms)
         agents = [self.affiliate, *self._agents]
-        parent = self.affiliate if below(10) < 3 else agents[below(len(agents))]
+        parent = self.affiliate if draw_below(10) < 3 else agents[draw_below(len(agents))]
         id = FIRST_ID + self.offset + 1 + len(self._founders) + number
         return User(
             id,
@@ -202,16 +202,16 @@ class Users:
             level=OTHER_LEVELS[number % len(OTHER_LEVELS)],
             registered_ms=registered,
             first_trade_ms=first_trade,
-            first_deposit_ms=_first_deposit(registered, first_trade, below),
+            first_deposit_ms=_first_deposit(registered, first_trade, draw_below),
             active_until_ms=registered + ACTIVE_DAYS * DAY_MS,
         )
 
 
-def _first_deposit(registered: int, first_trade: int | None, below: Draw) -> int | None:
+def _first_deposit(registered: int, first_trade: int | None, draw_below: Draw) -> int | None:
     if first_trade is not None:
         return registered + (first_trade - registered) // 2
-    if below(4) == 0:
-        return registered + below(5 * DAY_MS)
+    if draw_below(4) == 0:
+        return registered + draw_below(5 * DAY_MS)
     return None
 
 
