@@ -50,7 +50,8 @@ def configured() -> Environment:
 def application() -> Environment:
     """The application's environment: what is configured, else the sandbox if `up` has started one.
 
-    A database or any exchange counts as configured. Without a database, `embedded_server.server` adds the embedded one.
+    The sandbox applies only while neither a database nor any exchange is configured. Without a database,
+    `embedded_server.server` adds the embedded one.
     """
     # A command started in a subfolder finds the project's `.affiliate`, so it has to read the project's `.env` too.
     configured_variables = _configured_variables(root())

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 
 from affiliate_pipeline.app.cli import CommandError, app, console
-from affiliate_pipeline.domain.settings import unset
+from affiliate_pipeline.domain.settings import unset_error
 from affiliate_pipeline.environment import application, exclude_loopback_from_proxies, export_network_variables
 from affiliate_pipeline.monitoring import delivery
 from affiliate_pipeline.monitoring.alerts import Alert, Kind
@@ -23,7 +23,7 @@ def alert(
     environment = application()
     channels = delivery.channels(delivery.AlertSettings.load(environment.variables).urls())
     if not channels:
-        raise unset("ALERT_URLS")
+        raise unset_error("ALERT_URLS")
 
     export_network_variables(environment)
     exclude_loopback_from_proxies()

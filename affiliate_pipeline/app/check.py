@@ -68,8 +68,8 @@ def _setup(missing: Collection[str] | None) -> Iterator[Finding]:
     """Findings about the configuration and the database; `missing` is from `missing_services`."""
     try:
         environment = application()
-        for line in unreadable_lines():
-            yield Finding(".env", f"{line}, is not NAME=value, and is ignored", "Correct the line, or remove it")
+        for place in unreadable_lines():
+            yield Finding(".env", f"{place}, is not NAME=value, and is ignored", "Correct the line, or remove it")
     except SettingsError as error:
         yield from doctor.of_settings(".env", error)
         return

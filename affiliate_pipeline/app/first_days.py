@@ -37,7 +37,7 @@ def ensure(environment: Environment, store: Store) -> Environment:
     Assets that are configured or have landed need one, except records of an exchange whose start date is set. A first
     day that was chosen earlier does not change. No landed day is before a newly chosen one.
     """
-    # Entries since a day include each asset's earliest one, and none is after `date.max`: only the earliest is read.
+    # `entries_since` also returns each asset's earliest entry. No entry is after `date.max`, so only those are read.
     first_landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
     endpoints = configured_catalog(environment.variables).endpoints
     used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in first_landed]
@@ -45,8 +45,8 @@ def ensure(environment: Environment, store: Store) -> Environment:
 
     chosen = dict(environment.first_days)
     lines: list[str] = []
-    # The assets of one API key share their first day, so that a day that one of them can no longer land is a partition
-    # of its fallback too.
+    # The assets of one API key share their first day: a day that one of them can no longer land has to be a partition
+    # of its `Retention.fallback`, the asset that still can.
     by_api_key = attrgetter("group", "role")
     for _, group in groupby(sorted(new, key=by_api_key), by_api_key):
         records: list[Records] = []

@@ -71,7 +71,7 @@ class _RunKey(NamedTuple):
     """What the endpoints that share a run have in common."""
 
     account: str
-    has_past_days: bool
+    is_records: bool
     first_partition: date
     days: tuple[date, ...]
 
@@ -210,7 +210,7 @@ class Landing:
             return None
         if status == "FAILURE":
             return Failure(request, tuple(self.dagster.failures(run_id)))
-        return Failure(request, (f"the run was {status.lower()}; the state of the other days is unchanged",))
+        return Failure(request, (f"the run was {status.lower()}; the days that it had not completed are unchanged",))
 
     def _count_landed(self, requests: Iterable[Request], began: datetime) -> int:
         """How many of the requested days, counted per asset, have landed since `began`."""

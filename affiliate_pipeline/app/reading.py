@@ -126,7 +126,8 @@ def plan(
 ) -> None:
     """Print the requests and the time that fetching some days takes, or what an assignment would change. Lands nothing.
 
-    If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the range.
+    If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the
+    end of the range.
     """
     catalog = configured_catalog(application().variables)
     known = {each.key: each for each in (*catalog.endpoints, *catalog.reference_tables)}

@@ -166,7 +166,7 @@ def serving(failing: Mapping[date, int]) -> Generator[None, None, None]:
 
 
 def _credential_variables() -> str:
-    """The variables of each exchange's credentials, of its first endpoint's role, as text."""
+    """The variables of each exchange's credentials, as text: those of the role of its first endpoint."""
     by_exchange: dict[str, Sequence[str]] = {}
     for endpoint in ENDPOINTS:
         by_exchange.setdefault(endpoint.exchange.name, endpoint.credentials)

@@ -52,7 +52,7 @@ def up(
         failing = failing_days(fail_day)
         project = stack.enter_context(running(stopping, None if once else port, failing))
         if once:
-            succeeded = not stopping.is_set() and _land(project.landing, failing)
+            succeeded = not stopping.is_set() and _land(project.landing, again=failing)
             raise typer.Exit(0 if succeeded else 1)
 
         if not stopping.is_set():

@@ -8,6 +8,7 @@ from typing import Final
 PRICE: Final = (
     ("coin", "text not null", "The coin, in upper case."),
     ("day", "date not null", "The day, in UTC."),
+    # Of some coins, `usdt` is a product of closes, or a quotient: see `market`.
     (
         "usdt",
         "numeric not null",

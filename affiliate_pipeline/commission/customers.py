@@ -18,7 +18,7 @@ from affiliate_pipeline.landing import endpoint_tables
 
 TABLE: Final = "affiliate.daily_customer_commission"
 CUSTOMERS: Final = "affiliate/daily_customer_commission"
-# Of ended days.
+# The lengths of the periods of `Earned.totals` and of users' volumes, which end with the last ended day.
 PERIODS_DAYS: Final = (7, 30)
 # Within a transaction: enough for the sums of a month. With the default, PostgreSQL sorts the lines on disk, which takes
 # several times as long.
@@ -108,7 +108,7 @@ def add_up(
 
 
 def lines_of_all_customers(day: date) -> sql.Composed:
-    """A query for the day's lines, added up so that no two differ only in the customer; without market values."""
+    """A query for the day's lines, each added up over all customers; without market values."""
     group = "partition_date, exchange, account, zone, coin, kind, settled, asset, run_id"
     return sql.SQL(
         f"select {group}, sum(count)::bigint as count, sum(amount) as amount, sum(usdt_value) as usdt_value, "

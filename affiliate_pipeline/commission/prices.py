@@ -111,7 +111,8 @@ class Prices:
 
         outcomes: dict[date, PricedDay | Problem] = {}
         for day, inputs in inputs_by_day.items():
-            # Failed days are recorded too: prices that landed make their sums stale. Empty `inputs`: some are missing.
+            # Failed days are recorded too: if any of their prices have landed, their sums become stale by the new
+            # fingerprint. Empty `inputs`: some prices may be missing.
             outcomes[day] = self._record(day, "" if day in failed else inputs, coins[day])
         outcomes |= failed
         return {day: outcomes[day] for day in days}

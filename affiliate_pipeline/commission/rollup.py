@@ -23,7 +23,7 @@ from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 
 TABLE = "affiliate.daily_commission"
-# The assets computed from the landed rows.
+# Two of the assets computed from landed rows; `derived_assets` returns all of them.
 COMMISSION, REPORT = "affiliate/daily_commission", "affiliate/daily_report"
 _STATED: Final = f"(case when market_value_usdt is null then {HALF_EVEN.format('usdt_value')} end)"
 _COLUMNS: Final = (

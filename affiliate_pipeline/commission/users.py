@@ -141,7 +141,8 @@ class _Search:
         """Add the facts and earnings of rows that name no user to the account's own client, if it was found."""
         account = endpoint.exchange.name, endpoint.alias
         for user in self.users.values():
-            # All rows that a client's key returns are about that client: the user named in rows of the same role.
+            # Only a client's key returns rows that name no user. They are about that client: the user whom other rows
+            # of the same role name.
             is_own_client = (user.exchange, user.account) == account and endpoint.role in user.roles
             if not is_own_client:
                 continue

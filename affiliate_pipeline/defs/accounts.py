@@ -14,7 +14,7 @@ import dagster as dg
 
 from affiliate_pipeline.defs.arguments import InvalidArgument, Text, name_of, resource_of, secret_of, shown_of, value_of
 from affiliate_pipeline.domain.problem import AffiliateError, SettingsError, SettingsErrors
-from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale, stripped, unset
+from affiliate_pipeline.domain.settings import SET_VARIABLES_ACTION, check_rate_scale, stripped, unset_error
 from affiliate_pipeline.exchanges.binance.exchange import BINANCE
 from affiliate_pipeline.exchanges.binance.exchange import credentials as binance_credentials
 from affiliate_pipeline.exchanges.endpoint import Endpoint, Exchange, VariableNames
@@ -37,7 +37,7 @@ class ApiKey:
     def credentials(self) -> tuple[str, str]:
         """The key and the secret, read when a session is opened; raises `SettingsError`."""
         values = secret_of(self.key), secret_of(self.secret)
-        missing = [unset(name) for name, value in zip(self.names, values, strict=True) if not value]
+        missing = [unset_error(name) for name, value in zip(self.names, values, strict=True) if not value]
         if missing:
             raise SettingsErrors(missing, SET_VARIABLES_ACTION)
         return values
@@ -144,7 +144,8 @@ class Account(ABC):
         key, (variable, _) = self.keys[role]
         value = ""
         if key and not key.is_overridden:
-            # An account whose key cannot be read lands nothing, so it cannot land another account's records again.
+            # The value is only compared with other accounts' keys, so that no records land twice: an account whose key
+            # cannot be read lands none.
             with suppress(SettingsError):
                 value = secret_of(key.key)
         return dict(self.names)[variable], value
@@ -193,7 +194,7 @@ class BinanceAccount(Account):
     user_customer_id: Text | None = None
     # Further hosts of history files; each also permits its subdomains.
     file_hosts: Sequence[str] = ()
-    # The share, for all accounts together, of the 12,000 that Binance permits per IP address.
+    # The weight per minute that all accounts together may use, of the 12,000 that Binance permits per IP address.
     weight_per_minute: int | None = None
 
     @property

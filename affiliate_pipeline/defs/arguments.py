@@ -1,4 +1,4 @@
-"""Arguments of the public API that are variable names or literals: the database and the alerts; how they are read."""
+"""Two arguments of the public API, the database and the alerts; and how literals and variables are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -192,6 +192,7 @@ def _priced(outcome: PricedDay) -> Metadata:
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
+        # The number of these coins, and which ones they are.
         "coins_without_market": len(outcome.coins_without_price),
         "unvalued_coins": dg.MetadataValue.json([*outcome.coins_without_price]),
     }
@@ -221,6 +222,8 @@ def _sums(figures: Figures) -> Metadata:
     return {
         "dagster/partition_row_count": len(figures.sums),
         "records": total.count,
+        # Records neither in USDT nor valued by the exchange. They may have a market price; those of `unvalued_coins`
+        # have none.
         "records_without_usdt_value": sum(each.unvalued for each in figures.sums),
         **_plotted("total_usdt", total.usdt),
         "total_usdt_stated_by_exchanges": exact(total.stated_usdt),

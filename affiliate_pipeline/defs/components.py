@@ -68,7 +68,10 @@ class AccountComponent(dg.Component, dg.Model, dg.Resolvable):
     ] = None
     ui_url: Annotated[str | None, _templated("The base of the links in alerts.")] = None
     digest: Annotated[
-        Digest, _templated("`daily`, `weekly` or `off`: a digest of the earnings, with alerts and `commission` only.")
+        Digest,
+        _templated(
+            "`daily`, `weekly` or `off`: a digest of the earnings; requires `alert_urls_variable` and `commission`."
+        ),
     ] = "off"
     commission: Annotated[
         bool,

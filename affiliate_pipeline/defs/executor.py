@@ -68,7 +68,7 @@ def _local_steps(context: dg.InitExecutorContext) -> StepExecutor:
     return StepExecutor(_in_process.executor_creation_fn(context), _multiprocess.executor_creation_fn(context))
 
 
-# Forked processes inherit these modules. Importing Dagster, the package and what landing uses in each of them would
+# Forked processes inherit these modules. In each of them, importing Dagster, the package and what landing uses would
 # take longer than most steps do. `definitions` is not among the modules, because it reads the environment, which
 # depends on the Dagster instance that a step loads first.
 PRELOADED = ["affiliate_pipeline.defs.factory", "affiliate_pipeline.landing.blocks", "dagster_postgres"]

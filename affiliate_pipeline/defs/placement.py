@@ -23,7 +23,8 @@ class Placement:
     key_prefix: tuple[str, ...] = ()
     # Begins the names of schedules, sensors and resources, which are unique in a code location.
     name_prefix: str = ""
-    # Follows the prefix where an account is not part of the name, so that other accounts' definitions differ.
+    # Follows the prefix in names that contain no account (such as the sensor `watch`), so that a second set of
+    # definitions, for other accounts, has other names.
     scope: str = ""
     # Without `group_name`, there is one group per account; without `owners`, one team per account and role.
     group_name: str | None = None

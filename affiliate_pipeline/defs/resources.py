@@ -39,8 +39,8 @@ def require_running(run: dg.DagsterRun | None) -> None:
 class PipelineResource(ABC):
     """The database, exchange sessions and settings of a run or tick, read at their first use.
 
-    So the code location loads without settings, network or database, an unusable setting fails only the days that need
-    it, and no secret is part of a resource's config.
+    So the code location loads without settings, network or database; an unusable setting fails only the days that need
+    it; and no secret is part of a resource's config.
     """
 
     # Distinguishes these definitions' alerts from those of others that share the database.
@@ -76,7 +76,7 @@ class PipelineResource(ABC):
 
     @abstractmethod
     def variable(self, name: str) -> str:
-        """The name under which a variable that belongs to no exchange is found and reported."""
+        """The project's own name of a variable that belongs to no exchange, such as ALERT_URLS; messages use it."""
 
     @abstractmethod
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:

@@ -101,7 +101,7 @@ class Settings(BaseModel):
                 if not is_optional_secret:
                     errors += quote_errors(own_name, value)
             elif is_required:
-                errors.append(unset(own_name))
+                errors.append(unset_error(own_name))
         return given, errors
 
     @classmethod
@@ -115,7 +115,7 @@ class Settings(BaseModel):
         return value.get_secret_value()
 
 
-def unset(variable: str) -> SettingsError:
+def unset_error(variable: str) -> SettingsError:
     """The error about a variable that is missing."""
     action = f"Set {variable} {_PLACES} (see README, Real accounts)"
     return SettingsError(f"{variable} is not set", action, variable=variable)
@@ -147,7 +147,7 @@ class DatabaseUrl(str):
 def database_url_in(name: str, value: str | None) -> DatabaseUrl:
     """The value of this variable or argument as a `postgresql://` URL; raises `SettingsError`."""
     if not value:
-        raise unset(name)
+        raise unset_error(name)
     for error in quote_errors(name, value):
         raise error
     scheme, separator, rest = value.partition("://")

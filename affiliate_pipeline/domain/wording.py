@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PROGRAM = "affiliate-pipeline"
-# Where the package is installed from a checkout, its folder.
+# The folder of the checkout, if the package is installed from one.
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 

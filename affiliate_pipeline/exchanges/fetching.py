@@ -23,8 +23,8 @@ class DayBatch:
     response was requested; None: after the run began. `note` and `warnings` are for people; a warning needs a fix.
 
     `excluded` has an entry for each user that the exchange refuses, `without_list` for each response without a list
-    (see `lists`). An entry has the values (by JSON name) that the missing rows would share; an empty one matches any
-    row. Landed rows that match must not be removed.
+    (see the module `exchanges.lists`). An entry has the values (by JSON name) that the missing rows would share; an
+    empty one matches any row. Landed rows that match must not be removed.
     """
 
     day: date
@@ -42,7 +42,7 @@ class DayBatch:
 class DayError:
     """Why a day could not be fetched, and the rows received before, as in `DayBatch`.
 
-    They are stored together with those in `error`, but never land, since other rows may be missing.
+    They are stored together with those in `error.received`, but never land, since other rows may be missing.
     """
 
     day: date
@@ -77,7 +77,7 @@ class Session:
     client: Client
     identity: KeyIdentity
     cancelled: threading.Event = field(default_factory=threading.Event, kw_only=True)
-    # The counts of each reference table that the session has refreshed, by the table's name.
+    # By table name: the counts of a reference table after its refresh by this session, for the asset's metadata.
     refreshed: dict[str, Mapping[str, int]] = field(
         default_factory=dict[str, Mapping[str, int]], kw_only=True, compare=False
     )
@@ -93,7 +93,7 @@ class Session:
         self.client.close()
 
     def finished(self) -> None:
-        """Drop what is stored to resume a run: called once every day has its outcome."""
+        """Drop what is stored to resume a run; called at the end, when each day has its outcome."""
 
 
 SessionT = TypeVar("SessionT", bound=Session, default=Session, contravariant=True)

@@ -179,8 +179,9 @@ class AccountKeys(TableStore):
 class KeyIdentity:
     """An API key at one host, and the account it belongs to.
 
-    `origin` is the start of its sources: the host, at Binance also the role. `request_identity` returns the identity
-    that the exchange states now, None if it states none. `expected` is the identity that the account's settings name.
+    `origin` is what `source` and each of `sources` begin with, before a key's fingerprint: the host, at Binance also
+    the role. `request_identity` returns the identity that the exchange states now, None if it states none. `expected`
+    is the identity that the account's settings name.
     """
 
     def __init__(
@@ -265,7 +266,8 @@ class KeyIdentity:
 
         If the key is new or its identity has changed, unused keys with another identity are deleted first.
         """
-        # Send nothing with a key of another alias; its fingerprint may also be the placeholder identity of that alias.
+        # Send nothing with a key of another alias. An alias without a stated identity has a key's fingerprint in its
+        # place, so this key's fingerprint is compared with the recorded identities too.
         _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
         self._stated = self._request_identity()
         own = _own(self.key, self._keys.all())
@@ -306,12 +308,12 @@ def _identity(key: Key, stated: str | None, keys: Sequence[RecordedKey], *, is_c
     own = _own(key, keys)
     stated_before = {each.identity for each in of_alias if each.is_stated}
     if own and own.is_stated:
-        # What other keys of the alias have does not matter.
+        # The identities of the alias's other keys do not matter.
         stated_before = {own.identity}
     if stated and stated_before and stated not in stated_before:
         raise KeyRefused(
-            f"{key.variable} is a key of another account ({stated}) than {key.account} has landed from "
-            f"({', '.join(sorted(stated_before))})",
+            f"{key.variable} is a key of account {stated}, but the landed days of {key.account} are from account "
+            f"{', '.join(sorted(stated_before))}",
             "Set a key of the account that has landed, or configure the other account with an alias of its own",
         )
 

@@ -18,10 +18,10 @@ MAX_SLOTS = 300
 
 # By day, the instant at which an asset's rows last landed or were confirmed; for rejected rows, that of their request.
 # Days without any of these are missing.
-HandledAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
+LandedOrRejectedAt = Callable[[psycopg.Connection[Any], str, Sequence[date]], Mapping[date, datetime]]
 
 
-def _nothing_handled(
+def _nothing_landed_or_rejected(
     _connection: psycopg.Connection[Any], _asset: str, _days: Sequence[date]
 ) -> Mapping[date, datetime]:
     return {}
@@ -34,19 +34,19 @@ class SharedState:
     """Opens connections when they are needed and closes them at the end of the `with` block.
 
     Without a URL there is no rate limit and no store: for the few requests that only test an account. A rate
-    limit's pause longer than `max_wait_s` raises `Banned`. `handled_at` and `has_landed` are functions of the package
+    limit's pause longer than `max_wait_s` raises `Banned`. `landed_or_rejected_at` and `has_landed` are functions of the package
     `landing`, passed in because this package cannot import it.
     """
 
     def __init__(
         self,
         url: str | None = None,
-        handled_at: HandledAt = _nothing_handled,
+        landed_or_rejected_at: LandedOrRejectedAt = _nothing_landed_or_rejected,
         has_landed: HasLanded = nothing_landed,
         max_wait_s: float = MAX_WAIT_S,
     ) -> None:
         self._url = url
-        self.handled_at = handled_at
+        self.landed_or_rejected_at = landed_or_rejected_at
         self.has_landed = has_landed
         self._max_wait_s = max_wait_s
         self._stack = ExitStack()

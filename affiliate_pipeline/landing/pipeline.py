@@ -88,7 +88,7 @@ def connected(
 
     Its rate limits are shared through the store's database; a pause longer than `max_wait_s` raises `Banned`.
     """
-    with SharedState(store.url, quarantine.handled_at, has_landed, max_wait_s) as shared:
+    with SharedState(store.url, quarantine.landed_or_rejected_at, has_landed, max_wait_s) as shared:
         session = endpoint.exchange.connect(endpoint, shared, variables)
         with session.client:
             yield session

@@ -94,17 +94,17 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
     return Rejection(source, requested_at, reason, complete), rows
 
 
-def handled_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
+def landed_or_rejected_at(connection: Connection[Any], asset: str, days: Sequence[date]) -> dict[date, datetime]:
     """By day, the latest of: when it landed, was confirmed, or its rejected rows were requested.
 
     Days without any of these are missing.
     """
-    handled = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
+    latest_by_day = {day: entry.checked_at for day, entry in entries(connection, asset, days).items()}
     with as_store_unavailable(), connection.transaction():
         rows = connection.execute(
             f"select partition, max(rejected_at) from {TABLE} where asset = %s and partition = any(%s) group by 1",
             (asset, list(days)),
         ).fetchall()
     for day, requested_at in rows:
-        handled[day] = max(requested_at, handled.get(day, requested_at))
-    return handled
+        latest_by_day[day] = max(requested_at, latest_by_day.get(day, requested_at))
+    return latest_by_day

@@ -270,8 +270,8 @@ def test_a_key_of_another_account_is_refused_and_both_identities_are_named(sandb
     sandbox.requests.clear()
     refused(
         land(REBATES, [DAYS[1]]),
-        f"BINANCE_PARTNER_API_KEY is a key of another account ({other.uids['partner']}) than binance (partner) "
-        f"has landed from ({sandbox.binance.uids['partner']})",
+        f"BINANCE_PARTNER_API_KEY is a key of account {other.uids['partner']}, but the landed days of binance "
+        f"(partner) are from account {sandbox.binance.uids['partner']}",
     )
     assert requested(sandbox) == [ACCOUNT]
 
@@ -289,7 +289,7 @@ def test_key_and_open_id_of_another_account_are_refused(both_exchanges, monkeypa
     other = both_exchanges.accounts["acme"].lbank
     set_key("affiliate", other.api_key, other.api_secret)
     monkeypatch.setenv("LBANK_OPEN_ID", other.own_open_id)
-    refused(land(USERS, [DAYS[1]]), f"LBANK_API_KEY is a key of another account ({other.own_open_id})")
+    refused(land(USERS, [DAYS[1]]), f"LBANK_API_KEY is a key of account {other.own_open_id}, but the landed days")
 
 
 def test_a_new_key_of_the_same_account_is_refused_under_another_alias(two_accounts, set_key, monkeypatch):
@@ -403,7 +403,7 @@ def test_rotate_key_records_a_key_whose_account_is_stated_and_refuses_that_of_an
     assert "needs no confirmation" in capsys.readouterr().out and len(recorded()) == 2
     other = sandbox.accounts["acme"].binance
     set_key("partner", other.partner_key, other.partner_secret)
-    with pytest.raises(KeyRefused, match="is a key of another account"):
+    with pytest.raises(KeyRefused, match="is a key of account .*, but the landed days"):
         rotate_key("binance", "--role", "partner", "--yes")
     assert len(recorded()) == 2
 
@@ -459,7 +459,9 @@ def test_a_known_key_whose_account_has_changed_is_refused(sandbox, query):
     sandbox.binance.uids["partner"] += 1
     assert land(REBATES, [DAYS[1]]).success
     query("update affiliate.account set last_seen = last_seen - interval '25 hours'")
-    refused(land(REBATES, [DAYS[2]]), "BINANCE_PARTNER_API_KEY is a key of another account")
+    refused(
+        land(REBATES, [DAYS[2]]), f"BINANCE_PARTNER_API_KEY is a key of account {sandbox.binance.uids['partner']}, but"
+    )
 
 
 def test_a_failing_verification_fails_the_days_and_is_repeated_by_the_next_run(sandbox):

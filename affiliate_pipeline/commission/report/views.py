@@ -74,7 +74,7 @@ def views(figures: Figures, days: int = 1) -> list[View]:
 
 def _account_names(figures: Figures) -> dict[tuple[str, str], str]:
     """The displayed names: exchange and alias; `default` for the default account if the exchange has several."""
-    # Of all these figures, since a day may have been added up between two of their queries.
+    # From all four sequences: if a day was added up between their queries, one has accounts that another lacks.
     earned = (*figures.by_day, *figures.totals, *figures.sums, *figures.customers)
     accounts = sorted({(each.exchange, each.account) for each in earned})
     account_counts = Counter(exchange for exchange, _ in accounts)
@@ -142,10 +142,10 @@ def _part(name: str, lines: Sequence[Sum]) -> Part:
     market = [Decimal(line.market_value_usdt) for line in lines if line.market_value_usdt]
     stated = [(line.coin.upper(), Decimal(line.stated_value_usdt)) for line in lines if line.stated_value_usdt]
     all_values = [*market, *(value for _, value in stated)]
-    stated_without_usdt = [value for coin, value in stated if coin != USDT]  # USDT needs no market price
+    stated_except_usdt = [value for coin, value in stated if coin != USDT]  # USDT needs no market price
     total = Total(
         usdt=exact_sum(all_values),
-        stated_usdt=exact_sum(stated_without_usdt),
+        stated_usdt=exact_sum(stated_except_usdt),
         coins_without_value=sorted({line.coin for line in lines if line.without_value}),
         count=sum(line.count for line in lines),
     )

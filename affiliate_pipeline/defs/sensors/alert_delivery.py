@@ -127,7 +127,7 @@ def _messages(due: Sequence[tuple[alerts.Alert, int]]) -> Iterator[delivery.Mess
 def _report_recovered(
     outbox: Outbox, instance: dg.DagsterInstance, placement: Placement, fallbacks: Mapping[str, str]
 ) -> None:
-    """Mark the alerts whose failed days have all landed since as recovered, and add one alert about them."""
+    """Mark as recovered the alerts whose failed days have all landed since, and add one alert about them."""
     open_alerts = outbox.open_alerts()
     materialized_at = _last_materialized(instance, open_alerts, placement, fallbacks)
     recovered = [each.alert for each in open_alerts if _has_recovered(each, materialized_at)]

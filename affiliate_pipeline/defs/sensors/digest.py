@@ -95,7 +95,10 @@ def _evaluate(
 def _expected(
     commission: Commission, ledgers: ledger.Ledgers, configured: Sequence[Records], today: date
 ) -> list[list[Records]]:
-    """The groups of alternatives with an asset that is configured here or has landed within the last week."""
+    """The `alternatives` with an asset that is configured here or has landed within the last week.
+
+    Each item is a group of endpoints that report the same money, of which one is enough.
+    """
     # Other definitions may land other accounts in the same database.
     recent = {asset for asset, entries in ledgers.items() if max(entries) >= today - WEEK_DAYS * DAY}
     included = recent | {endpoint.key for endpoint in configured}
@@ -107,7 +110,7 @@ def _expected(
 
 
 def _ticks_waited(cursor: str | None, key: str) -> int:
-    """How many ticks the digest with this key has waited; `cursor` is the key and the ticks of the last that did."""
+    """How many ticks the digest with this key has waited; `cursor` has those of the digest that waited last."""
     waiting_key, _, ticks = (cursor or "").rpartition(": ")
     return int(ticks) if waiting_key == key else 0
 

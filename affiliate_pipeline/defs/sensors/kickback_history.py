@@ -25,6 +25,7 @@ from affiliate_pipeline.exchanges.endpoint import Endpoint, Records
 from affiliate_pipeline.http.errors import ExchangeError
 from affiliate_pipeline.monitoring.alerts import Alert
 
+# Stored names call an export a `collection`: this tag, the keys of alerts, the lock and the table.
 EXPORT_TAG = "affiliate/collection"
 MISSED_DAYS_AT = time(0, 45)
 MAX_RUNS = 3
@@ -54,7 +55,7 @@ class ExportEndpoints:
 def export_endpoints(endpoints: Sequence[Endpoint[Any]]) -> Iterator[ExportEndpoints]:
     """The three endpoints of kickbacks of each account with the history."""
     for each in endpoints:
-        if each.table == HISTORY.table:  # that of all accounts
+        if each.table == HISTORY.table:  # the same table for each account
             yield ExportEndpoints(
                 recent=RECENT_KICKBACKS.for_account(each.alias, each.names),
                 request=HISTORY_REQUEST.for_account(each.alias, each.names),
@@ -138,7 +139,8 @@ def _request_landing(
         return dg.SkipReason("a run is landing an export")
 
     tagged = instance.get_runs(dg.RunsFilter(tags={EXPORT_TAG: str(ready.id)}))
-    # Only this code location's runs: an export in another one's database may have the same id.
+    # Only this code location's runs: an export in another one's database may have the same id. All of them have ended,
+    # as checked above.
     finished = [run for run in tagged if selected(context, run, {key})]
     if len(finished) >= MAX_RUNS:
         could_not_land = f"{count_of(len(finished), 'run')} could not land"

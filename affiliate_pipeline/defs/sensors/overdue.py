@@ -179,6 +179,7 @@ def _overdue_by_asset(
     store: OverdueStore, now: int, pipeline: PipelineResource, monitored: _Monitored
 ) -> Iterator[tuple[dg.AssetKey, list[ExpectedDay], Mapping[date, State], Collection[date]]]:
     """The configured assets that have landed days: each with its overdue days (or none), states and landed days."""
+    # `overdue_days` requires the entries of one day more than it monitors.
     ledgers = store.ledgers(datetime.fromtimestamp(now / 1000, UTC).date() - (MONITORED_DAYS + 1) * DAY)
     states = store.states()
     for key, endpoint in monitored.items():
@@ -245,7 +246,7 @@ def _evaluation(
     for each in overdue:
         state = states.get(each.day, State())
         lines.append(f"{described(each, now)}; {_progress(state)}")
-        if state.level > NotificationLevel.GIVEN_UP:
+        if state.level >= NotificationLevel.BELOW_48_HOURS:
             is_urgent = True
     return dg.AssetCheckEvaluation(
         asset_key=key,

@@ -177,7 +177,7 @@ class Assignment:
 
         def record(change: _Change) -> bool:
             changes.append(change)
-            # As if it were assigned: that frees the owner's current ids for the rest of a chain.
+            # As if it were assigned: that frees the owner's current ids for changes that wait for them (see `apply`).
             return True
 
         rejected = self.apply(session, desired, assign=record)

@@ -127,7 +127,9 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
 
     def exports() -> KickbackExports:
         asset = endpoint.key_of(LANDED_BY)
-        return shared.open(KickbackExports, endpoint.alias, asset, identity.source, identity.sources, shared.handled_at)
+        return shared.open(
+            KickbackExports, endpoint.alias, asset, identity.source, identity.sources, shared.landed_or_rejected_at
+        )
 
     return BinanceSession(
         client,

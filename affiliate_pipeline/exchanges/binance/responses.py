@@ -8,7 +8,8 @@ from affiliate_pipeline.http.failures import Interpreter, Meaning, error_of
 
 SERVER_TIME_PATH = "/api/v3/time"
 UID_PATH = "/api/v3/account"
-# Such a key may only lack the permission to read the uid. If the key itself is wrong, the next request is refused too.
+# If the request for the uid is refused with one of these codes, the key may only lack the permission to read the uid.
+# If the key itself is wrong, the next request is refused too.
 PERMISSION_CODES = (-1002, -2015)
 
 # https://developers.binance.com/docs/binance-spot-api-docs/errors, read 2026-11. For most codes about the key, only the
@@ -21,14 +22,14 @@ _CODES = {
     -1003: Meaning(RateLimited),
     -1021: Meaning(TimestampRejected, "Set this machine's clock by NTP"),
     -1022: Meaning(
-        AccessRefused, "The secret does not belong to the API key: check {secret} and {key}", ("signature",)
+        AccessRefused, "The secret does not belong to the API key: check {secret} and {key}", causes=("signature",)
     ),
-    -2014: Meaning(AccessRefused, "Check that {key} is the whole API key and nothing else", ("key",)),
+    -2014: Meaning(AccessRefused, "Check that {key} is the whole API key and nothing else", causes=("key",)),
     -2015: Meaning(
         AccessRefused,
         "Usually the API key ({key}) is wrong, this machine's IP address is not on the key's list, or the key lacks the "
         "permission to read",
-        ("key", "address", "permission"),
+        causes=("key", "address", "permission"),
     ),
 }
 

@@ -40,6 +40,7 @@ class CurrentState:
                 yield DayError(day, error)
                 continue
             requests = session.client.requests_sent - sent_before
+            # If the response had no list, the empty entry matches every landed row, so that none is removed.
             without_list: list[Mapping[str, object]] = [{}] if lacks_list else []
             note = without_list_note(len(without_list))
             warnings = _truncation_warnings(len(rows))

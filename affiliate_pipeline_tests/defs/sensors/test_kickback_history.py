@@ -265,7 +265,7 @@ def test_a_response_without_the_file_is_fetched_again_and_not_stored(sandbox, qu
     found, reasons = {}, {}
     for day, (quoted, body) in zip(rows, NOT_THE_FILE.items(), strict=True):
         land(REQUEST, [day])
-        offer(sandbox, *[body] * fetch.FRESH_URLS)
+        offer(sandbox, *[body] * fetch.MAX_DOWNLOADS)
         reasons[quoted] = land(HISTORY, [day]).failed.get(day, "")
         assert exports(query, "file")[-1] == (None,), quoted
         offer(sandbox, body)
@@ -351,7 +351,7 @@ def test_an_incomplete_file_is_fetched_again_and_not_stored(sandbox, rows, query
     sandbox.faults.path = "/kickback-history/"
     for number, headers in enumerate(({}, {"Content-Encoding": "gzip"})):
         land(REQUEST, [OLD[number]])
-        sandbox.faults.next_responses.extend([(200, headers, part)] * (fetch.FRESH_URLS + 1))
+        sandbox.faults.next_responses.extend([(200, headers, part)] * (fetch.MAX_DOWNLOADS + 1))
 
         run = land(HISTORY, [OLD[number]])
 

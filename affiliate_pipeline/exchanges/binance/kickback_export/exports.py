@@ -12,7 +12,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from affiliate_pipeline.domain.days import DAY, days_from, start_ms
-from affiliate_pipeline.exchanges.shared_state import HandledAt
+from affiliate_pipeline.exchanges.shared_state import LandedOrRejectedAt
 from affiliate_pipeline.postgres.connection import connect
 from affiliate_pipeline.postgres.errors import as_store_unavailable
 from affiliate_pipeline.postgres.locks import Lock, try_locked
@@ -125,10 +125,16 @@ class KickbackExports(TableStore):
     migrations = Migrations("binance", Path(__file__).parents[1] / "migrations")
 
     def __init__(
-        self, url: str, account: str, asset: str, source: str, sources: Sequence[str], handled_at: HandledAt
+        self,
+        url: str,
+        account: str,
+        asset: str,
+        source: str,
+        sources: Sequence[str],
+        landed_or_rejected_at: LandedOrRejectedAt,
     ) -> None:
         super().__init__(url)
-        self._account, self._asset, self._handled_at = account, asset, handled_at
+        self._account, self._asset, self._landed_or_rejected_at = account, asset, landed_or_rejected_at
         self._source, self._sources = source, list(sources)
 
     def try_exclusive(self) -> AbstractContextManager[bool]:
@@ -199,9 +205,9 @@ class KickbackExports(TableStore):
 
     def _has_landed(self, export: KickbackExport) -> bool:
         with as_store_unavailable():
-            handled = self._handled_at(self._connection, self._asset, export.days)
+            latest_by_day = self._landed_or_rejected_at(self._connection, self._asset, export.days)
         if export.requested_at is None:
             return False
         # The times of rejected rows are cut to milliseconds.
         since = export.requested_at - timedelta(milliseconds=1)
-        return all(day in handled and handled[day] >= since for day in export.days)
+        return all(day in latest_by_day and latest_by_day[day] >= since for day in export.days)

@@ -30,7 +30,7 @@ from affiliate_pipeline.schema.columns import Row
 
 # How long a run waits for the file, and for another run that requests its days, such as one started together with it.
 MAX_WAIT_S, REQUEST_WAIT_S, POLL_S = 600, 120, 5
-FRESH_URLS = 3
+MAX_DOWNLOADS = 3
 
 RowsByDay = dict[date, list[bytes]]
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class ExportFile:
         """The rows of the stored or offered file; None: the export is collecting again, or has expired."""
         exports = session.exports()
         stored = exports.stored_file(export)
-        for urls_left in reversed(range(FRESH_URLS)):
+        for downloads_left in reversed(range(MAX_DOWNLOADS)):
             file = stored
             try:
                 if file is None:
@@ -188,7 +188,7 @@ class ExportFile:
                 return self._parsed(file, export)
             except (UrlExpired, IncompleteFile, NotTheFile):
                 # A partial file, or a page in its place, is not stored: the file itself can still be fetched.
-                if not urls_left:
+                if not downloads_left:
                     raise
             except Unreadable as error:
                 if stored is None:
@@ -221,7 +221,10 @@ class ExportFile:
 
 
 def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
-    """The export's file, if it is offered; otherwise raises `_NoOwnFile`, or `Transient` if a landed export's may be."""
+    """The export's file, if it is offered; otherwise raises `_NoOwnFile`.
+
+    Raises `Transient` if the export has landed and the response does not show whether its file is offered.
+    """
     # Retry here: the sensor does not poll for a file whose days have landed.
     has_landed = export.state == "landed"
     offered = offered_file(session, retries=has_landed)
