@@ -2,7 +2,7 @@
 # needs into .venv.
 CHECK_PYTHON := import ensurepip, sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 15))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3.14 python3; do \
-	$$python -c 'import sys, venv; raise SystemExit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
+	$$python -c '$(CHECK_PYTHON)' 2>/dev/null \
 	&& echo $$python && break; done)
 VENV := .venv
 # In variables, because a comma would end an argument of `call`.

@@ -34,8 +34,8 @@ class SharedState:
     """Opens connections when they are needed and closes them at the end of the `with` block.
 
     Without a URL there is no rate limit and no store: for the few requests that only test an account. A rate
-    limit's pause longer than `max_wait_s` raises `Banned`. `landed_or_rejected_at` and `has_landed` are functions of the package
-    `landing`, passed in because this package cannot import it.
+    limit's pause longer than `max_wait_s` raises `Banned`. `landed_or_rejected_at` and `has_landed` are functions of
+    the package `landing`, passed in because this package cannot import it.
     """
 
     def __init__(

@@ -161,7 +161,7 @@ def test_a_server_that_ignores_the_requested_page_is_an_error(id_fields):
     served = PagedList(rows_at([5] * PAGE_SIZE))
 
     with pytest.raises(Refused, match="ignore which page is requested"):
-        by_offset(lambda page: served.get(page | {"start": 0}), "createTime", id_fields)
+        by_offset(lambda page: served.get({**page, "start": 0}), "createTime", id_fields)
     assert len(served.queries) <= 2 + MAX_EQUAL_PAGES
 
 
