@@ -252,6 +252,13 @@ def test_the_header_of_the_file_is_optional(sandbox, set_desired_ids):
     assert list(posted.values()) == [(True, {f"new{number}": 1}) for number in range(3)], posted
 
 
+@pytest.mark.parametrize("line_end", ["\r\n", "\r"])
+def test_the_lines_of_the_file_may_end_as_on_any_system(sandbox, set_desired_ids, line_end):
+    set_desired_ids(f"new0,{EMAILS[0]}{line_end}new1,{EMAILS[1]}", header=f"customerId,email{line_end}")
+    assert passed(land(PARTNERS, [today()]))
+    assert ids_posted(sandbox) == {"new0": 1, "new1": 1}
+
+
 def test_an_unreadable_file_fails_the_day_and_nothing_is_requested(sandbox, monkeypatch, tmp_path):
     path = tmp_path / "customers.csv"
     monkeypatch.setenv("BINANCE_CUSTOMER_IDS", str(path))

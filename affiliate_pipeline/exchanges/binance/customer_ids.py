@@ -76,7 +76,7 @@ def desired_of_partner(session: BinanceSession) -> list[DesiredCustomerId]:
     desired: list[DesiredCustomerId] = []
     try:
         data = Path(path).expanduser().read_bytes()
-        lines = csv.reader(io.StringIO(text_of(data, file)))
+        lines = csv.reader(io.StringIO(text_of(data, file), newline=""))
         for line in lines:
             cells = [cell.strip() for cell in line]
             if any(cells):
