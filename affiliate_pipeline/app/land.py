@@ -122,8 +122,8 @@ def _landing(stopping: threading.Event) -> Generator[Landing]:
 def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | None:
     """The client of the running `up`, as soon as its Dagster is ready; None if no other command runs in the folder.
 
-    Raises `CommandError` if within `READY_WAIT_S` there is no Dagster with a daemon, or on a signal. A Dagster without
-    daemon belongs to `up --once` or another `land`, and ends with that command.
+    Raises `LandingInterrupted` on a signal, and `CommandError` if within `READY_WAIT_S` there is no Dagster with a
+    daemon: one without belongs to `up --once` or another `land`, and ends with that command.
     """
     deadline = time.monotonic() + READY_WAIT_S
     while is_locked(home):
@@ -131,7 +131,9 @@ def _dagster_of_up(home: Path, stopping: threading.Event) -> DagsterClient | Non
         with suppress(DagsterUnavailable):
             if dagster and dagster.is_ready() and DAEMON in running_services(home):
                 return dagster
-        if stopping.wait(POLL_S) or time.monotonic() > deadline:
+        if stopping.wait(POLL_S):
+            raise LandingInterrupted
+        if time.monotonic() > deadline:
             raise CommandError(
                 "another `affiliate-pipeline` command is landing days in this folder, or `up` is not ready",
                 "Try again when the command has ended, or `up` is ready",

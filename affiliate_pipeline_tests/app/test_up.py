@@ -116,6 +116,14 @@ def test_land_uses_only_a_dagster_that_does_not_end_with_another_command(
     assert message in capsys.readouterr().out
 
 
+def test_a_signal_ends_a_land_that_waits_for_another_command(home, monkeypatch):
+    interrupted = threading.Event()
+    interrupted.set()
+    monkeypatch.setattr(land_command, "stop_on_signals", lambda: interrupted)
+    with processes.exclusive(home):
+        assert app(["land", "lbank/roster"], standalone_mode=False) == 1
+
+
 def test_up_replaces_the_pid_of_a_killed_up_before_it_stops_leftover_processes(home, monkeypatch):
     (home / "up.lock").write_text("1234567")
     pids = []

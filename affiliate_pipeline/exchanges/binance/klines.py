@@ -182,7 +182,7 @@ def _closes_in(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal
         closes = {
             day: (bytes(candle[_CLOSE]).decode(), int(bytes(candle[_CLOSE_TIME]))) for day, candle in by_day.items()
         }
-    except (msgspec.DecodeError, IndexError, OverflowError) as error:
+    except (msgspec.DecodeError, IndexError, OverflowError, OSError) as error:  # the last two: an absurd time
         raise ValueError(f"no list of candles ({error})") from None
 
     # Each candle opens at the start of a requested day, and no two of them at the same time.
