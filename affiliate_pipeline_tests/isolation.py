@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from contextlib import chdir
 from importlib import import_module
 
-# What an interpreter, a browser and pytest need. Other variables may change what is tested: proxies, certificates, PG*, TZ, …
+# What an interpreter, a browser and pytest need, and PICTURES, where `e2e/test_browser.py` saves pictures.
+# Other variables may change what is tested: proxies, certificates, PG*, TZ, …
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR", "USER", "LOGNAME", "HOME", "LC_ALL")
 INHERITED_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIGHT_", "PICTURES")
 
@@ -31,8 +32,8 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 def isolate() -> None:
     """Reduce this process's environment to what tests may see, and import `IMPORTED_AT_START` from an empty folder.
 
-    The definitions read settings when they are imported. A process that a test starts has the environment and the folder
-    that the test chose.
+    The definitions read settings when they are imported. A process that a test has started, as `PYTEST_CURRENT_TEST`
+    shows, retains its environment and imports from its folder: the test chose both.
     """
     folder = os.getcwd()
     if "PYTEST_CURRENT_TEST" not in os.environ:

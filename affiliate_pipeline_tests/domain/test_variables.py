@@ -32,11 +32,13 @@ def test_every_secret_variable_may_be_in_a_file(monkeypatch, secret, name):
     monkeypatch.setenv(f"{name}_FILE", str(secret))
     variables = environment.configured().variables
     assert variables[name] == CONTENT
+    # `in` also finds the name with `_FILE`; only the iteration leaves it out.
     assert name in variables and f"{name}_FILE" not in {*variables}
     assert [*unusable_variables(variables)] == []
 
 
 def test_keys_and_urls_with_passwords_are_secret_and_ids_paths_and_base_urls_are_not():
+    # `secret_variables` has only the secrets of settings that are imported: this test imports those of alerts.
     assert AlertSettings.secrets() and secret_variables() >= {
         "AFFILIATE_DATABASE_URL",
         "ALERT_URLS",
@@ -55,7 +57,7 @@ def test_a_file_named_in_the_env_file_is_read(secret):
     assert environment.application().database_url() == "postgresql://me:secret@db.example/data"
 
 
-def test_a_further_accounts_secret_has_the_suffix_after_the_alias(monkeypatch, secret):
+def test_the_suffix_of_a_further_accounts_secrets_file_is_after_the_alias(monkeypatch, secret):
     monkeypatch.setenv(f"{KEY}__ACME_FILE", str(secret))
     variables = environment.configured().variables
     assert variables[f"{KEY}__ACME"] == CONTENT

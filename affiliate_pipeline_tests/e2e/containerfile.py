@@ -96,7 +96,8 @@ def copy(root: Path, workdir: str, stages: dict[str, Path], arguments: Sequence[
     commands: list[str] = []
     for each in sources:
         source = origin / each.lstrip("/")
-        # As in a container engine, a folder's content is copied.
+        # As in a container engine, a folder's content is copied. A stage's files exist only when the script runs: copy
+        # its sources as folders, with hard links (`-l`).
         commands.append(
             f"mkdir -p {to}; cp -r{'l' * bool(stage)} {source}/. {to}/"
             if source.is_dir() or stage
@@ -107,10 +108,10 @@ def copy(root: Path, workdir: str, stages: dict[str, Path], arguments: Sequence[
 
 def container_mounts(root: Path, image: Image, writable: Sequence[str]) -> list[str]:
     """Shell commands that make the image's root read-only, and mount an empty folder on each of the writable ones."""
-    uid = image.user.replace(":", ",gid=")
+    owner = "uid={},gid={}".format(*image.user.split(":"))
     return [
         f"mount --rbind {root} {root}",
-        *(f"mount -t tmpfs -o uid={uid},mode=755 tmpfs {root}{each}" for each in writable),
+        *(f"mount -t tmpfs -o {owner},mode=755 tmpfs {root}{each}" for each in writable),
         f"mount -o remount,bind,ro {root}",
     ]
 

@@ -132,8 +132,8 @@ class Project:
         self.folder = folder
         self.created_ms = time.time_ns() // 1_000_000
         # Git reads another user's checkout only if it is a `safe.directory`; tests do not read the developer's Git settings.
-        files = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
-        for name in subprocess.check_output(files, cwd=ROOT, text=True).splitlines():
+        list_files = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.check_output(list_files, cwd=ROOT, text=True).splitlines():
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)

@@ -49,7 +49,7 @@ def test_the_ui_shows_the_graph_the_days_and_the_chart_and_a_click_launches_a_ba
         url = UI(port).url
 
         page.goto(f"{url}/asset-groups", wait_until="domcontentloaded")
-        # The number of assets by status: those of Binance that land on request are missing.
+        # How many assets are materialized, then how many are missing: only those of Binance that land on request.
         for group in (r"^affiliate\s*4$", r"^binance\s*5\s*4$", r"^lbank\s*9$"):
             page.locator("[class*=CollapsedGroupNode]").filter(has_text=re.compile(group)).first.wait_for()
         picture("lineage")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("home", ["unset", "the project's folder", "a folder with a copy of dagster.yaml"])
-def test_dagster_materializes_with_nothing_set_while_the_sandbox_runs(landed: Project, tmp_path, home: str):
+def test_dagster_materializes_without_a_configured_account_while_the_sandbox_runs(landed: Project, tmp_path, home: str):
     shutil.copy(landed.folder / "dagster.yaml", tmp_path)
     homes = {"the project's folder": landed.folder, "a folder with a copy of dagster.yaml": tmp_path}
     environment = {"DAGSTER_HOME": str(homes[home])} if home in homes else {}

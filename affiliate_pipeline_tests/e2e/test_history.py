@@ -74,6 +74,7 @@ def written_texts(project: Project) -> str:
 
 def test_29_days_are_requested_once_and_landed_by_one_run_and_no_secret_is_written(project: Project, exchange: Sandbox):
     days = last(29)
+    # The responses to the first requests for the file's URL; `previous`: the URL of the previous export's file.
     exchange.faults.pending.extend(["previous", "error", "message", "previous", "empty", "null"])
     with project.dagster_dev() as (started, ui):
         assert ui.run_end(ui.launch_range([REQUEST], days)) == "SUCCESS"

@@ -80,7 +80,7 @@ defs = dg.Definitions.merge(
     ),
 )
 """
-# Variables that this package's own code location reads, and that a host's must ignore.
+# Variables that this package's own code location reads, and that a host's code location must ignore.
 ENV_FILE = """
 AFFILIATE_DATABASE_URL=postgresql://user@127.0.0.1:1/nothing
 BINANCE_PARTNER_API_KEY=another-key
@@ -140,7 +140,10 @@ class Host(Project):
 
 
 def variables_of(account: Account, prefix: str) -> dict[str, str]:
-    """The credentials of the account under the host's names, which begin with the prefix (LBank's: LB)."""
+    """The credentials of the account under the host's names.
+
+    Binance's names begin with the prefix; LBank's with `LB_` and the prefix, or with `LB` alone for MAIN.
+    """
     lbank = "LB" if prefix == "MAIN" else f"LB_{prefix}"
     return {
         f"{prefix}_KEY": account.binance.partner_key,
@@ -186,7 +189,8 @@ def test_a_host_project_lands_days_is_alerted_and_finds_nothing_else_changed(
     today = datetime.now(UTC).date()
     days = [today - timedelta(days=n) for n in (4, 3, 2)]
     faults = exchange.accounts["acme"].faults
-    # Only requests for rebates fail. LBank's requests for all users cover every day, so they would fail too.
+    # Only requests for rebates fail. LBank's list of all users is requested over all days, so the failing day would
+    # fail that request too.
     faults.path = "rebate"
     faults.fail_day(days[1])
     files, existing = host.files(), databases(database_url)
@@ -198,7 +202,7 @@ def test_a_host_project_lands_days_is_alerted_and_finds_nothing_else_changed(
         failing = ui.launch_range(["host/orders"], [])
         rebates = ui.launch_range([REBATES.format(""), REBATES.format("acme/")], days)
         unset = ui.launch_range([REBATES.format("unset/")], days[:1])
-        trades = ui.launch_range([TRADES.format(""), TRADES.format("acme/")], [days[0], days[0]])
+        trades = ui.launch_range([TRADES.format(""), TRADES.format("acme/")], days[:1])
         ended = {run: ui.run_end(run) for run in (failing, rebates, unset, trades)}
         with dg.DagsterInstance.from_config(str(host.instance)) as instance:
             assert [*ended.values()] == ["FAILURE", "FAILURE", "FAILURE", "SUCCESS"], failures(instance, trades)

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.e2e
 
 KEY = "lbank/trade_future"
 RATE_SCALE = 20
-# Each day takes one request per scope. At this rate scale, five requests are permitted every half second.
+# Each day takes one request for each of LBank's scopes: SELF, SUB, SELF_SUB and ALL. At this rate scale, five requests
+# are permitted every half second.
 SCOPES = 4
 # A backfill that has not ended after this time is stuck, even on a slow machine.
 STUCK_S = 600

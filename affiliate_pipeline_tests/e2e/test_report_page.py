@@ -96,11 +96,11 @@ def show(browser, tmp_path) -> Iterator[Show]:
 
 
 def of_one_account() -> Figures:
-    return hard([""], ["binance"])
+    return hard(accounts=[""], exchanges=["binance"])
 
 
 PAGES = {
-    "hard": lambda: render.html(hard(), {*map(str, DAYS), "index", "2026-11"}),
+    "hard to show": lambda: render.html(hard(), {*map(str, DAYS), "index", "2026-11"}),
     "one account": lambda: render.html(of_one_account()),
     "month": lambda: render.month_html(hard(), {*map(str, DAYS), "index"}),
     "index": lambda: render.index_html(hard(), {f"{DAYS[0]}", f"{DAY}", "2026-11"}),
@@ -146,7 +146,7 @@ def test_axe_finds_no_violation_of_wcag_aa(show, name, scheme):
 @pytest.mark.parametrize("name", PAGES)
 def test_every_control_is_reached_by_keyboard_and_shows_its_focus(show, name):
     page = show(PAGES[name](), SIZES[1])
-    if name == "hard":
+    if name == "hard to show":
         page.get_by_text("Accounts").press("Enter")
     expected = page.evaluate(CONTROLS)
     reached: dict[str, str] = {}
@@ -174,7 +174,7 @@ def test_enter_opens_the_exact_amount_which_can_be_copied(show):
 
 
 def test_the_filter_shows_one_account(show):
-    page = show(PAGES["hard"](), SIZES[0])
+    page = show(PAGES["hard to show"](), SIZES[0])
     assert page.locator(".view:visible").count() == 1
     page.get_by_text("Accounts").click()
 
@@ -195,7 +195,7 @@ def test_the_bars_of_two_exchanges_differ_in_more_than_colour(show):
 
 
 def test_the_printed_page_has_no_controls_and_fits(show):
-    page = show(PAGES["hard"](), (720, 1000), "dark")
+    page = show(PAGES["hard to show"](), (720, 1000), "dark")
     page.emulate_media(media="print", color_scheme="light")
     assert not page.locator("nav").is_visible() and not page.locator(".filter").is_visible()
     assert page.evaluate(OVERFLOWS) == []

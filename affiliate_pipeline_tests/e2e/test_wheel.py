@@ -94,7 +94,7 @@ def test_the_wheel_is_typed_and_contains_no_tests(installed: Installed):
 def test_without_the_extras_the_definitions_load_and_up_names_what_to_install(
     tmp_path_factory: pytest.TempPathFactory, wheel: Path
 ):
-    # Not in `tmp_path`: the `workspace.yaml` there would make it the project's folder, instead of the empty one.
+    # Not in `tmp_path`: every test has a `workspace.yaml` there, which would make that the project's folder.
     project = Installed(tmp_path_factory.mktemp("code_location"), wheel, *EXTRAS)
     listed = project.execute(
         [

@@ -40,7 +40,7 @@ from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, TODAY, ago, at,
 REBATES, KICKBACKS = "binance/rebate_recent_record", "binance/kickback_recent_record"
 ASSIGNMENT = "binance/customization_assignment"
 USERS, FUTURES, COMMISSION = "lbank/invite_user_list", "lbank/trade_future", "lbank/commission_stats_symbol_list"
-SAFE = "No record has been requested with it"
+NOTHING_REQUESTED = "No record has been requested with it"
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def requested(sandbox: Sandbox) -> list[str]:
 def refused(run: DirectRun, *texts: str) -> None:
     """Assert that all days failed with these texts."""
     assert run.failed and not run.landed and not run.retained
-    for text in (*texts, SAFE):
+    for text in (*texts, NOTHING_REQUESTED):
         assert all(text in reason for reason in run.failed.values()), (text, run.message)
 
 
@@ -143,16 +143,26 @@ def test_a_rotated_key_of_lbank_continues_days_roster_and_cached_responses(
     sandbox = both_exchanges
     for asset in (USERS, COMMISSION):
         assert land(asset, DAYS[:1]).success
+    # LBank refuses all requests after the first one, so this run leaves one cached response.
+    sandbox.requests.clear()
+    sandbox.lbank.after_page = lambda path, _: sandbox.lbank.refused_paths.update({path: 10601})
+    assert not land(COMMISSION, DAYS[:2]).success
+    sandbox.lbank.after_page = None
+    sandbox.lbank.refused_paths.clear()
+    [cached] = [request for request in sandbox.requests if request.code is None]
     monkeypatch.setenv("LBANK_SIGNATURE_METHOD", "RSA")
     fingerprint = rotate(sandbox, set_key, "affiliate")
-    query("insert into affiliate.answer select asset, source, 'request', '', now() from affiliate.landing limit 1")
     sandbox.requests.clear()
 
     for asset in (USERS, COMMISSION):
         run = land(asset, DAYS[:2])
         assert run.success, run.message
 
+    # The key is verified by a request for `TRADE_USER`.
     assert requested(sandbox).count(TRADE_USER) == 1 and requested(sandbox)[0] == TRADE_USER
+    requested_ids = {request.params["openId"] for request in sandbox.requests if request.path == cached.path}
+    assert requested_ids and cached.params["openId"] not in requested_ids
+    # A run with an outcome for every day deletes the cached responses of all keys of its account.
     assert query("select count(*) from affiliate.answer") == [(0,)]
     own = sandbox.lbank.own_open_id
     assert recorded("lbank", "affiliate") == [
@@ -236,7 +246,7 @@ def test_swapped_keys_of_two_accounts_are_refused_by_name_before_any_record(two_
 
     # New keys, whose accounts have to be requested.
     for lbank in (two_accounts.lbank, acme.lbank):
-        lbank.add_key(f"new {lbank.own_open_id}".replace(" ", "-"), "a-new-secret")
+        lbank.add_key(f"new-{lbank.own_open_id}", "a-new-secret")
     set_key("affiliate", f"new-{acme.lbank.own_open_id}", "a-new-secret")
     acme.binance.add_key("new-acme", "a-new-secret", "partner")
     set_key("partner", "new-acme", "a-new-secret")
@@ -311,7 +321,7 @@ def test_a_new_key_of_the_same_account_is_refused_under_another_alias(two_accoun
 def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_needs_a_confirmation(
     sandbox, recorded, set_key, capsys, query
 ):
-    sandbox.binance.keys_without_reading |= {sandbox.binance.partner_key, "key-partner-2"}
+    sandbox.binance.keys_without_uid_permission |= {sandbox.binance.partner_key, "key-partner-2"}
     first = fingerprint_of(sandbox.binance.partner_key)
     assert land(REBATES, DAYS[:1]).success
     assert recorded() == [("", first, first)]
@@ -333,7 +343,7 @@ def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_need
     assert land(REBATES, DAYS[:2]).success
 
     # Once the exchange states the account, that identity is recorded for all keys of the account.
-    sandbox.binance.keys_without_reading.clear()
+    sandbox.binance.keys_without_uid_permission.clear()
     query("update affiliate.account set last_seen = last_seen - interval '25 hours'")
     assert land(REBATES, DAYS[:2]).success
     uid = str(sandbox.binance.uids["partner"])
@@ -341,7 +351,7 @@ def test_where_the_account_is_not_stated_a_first_key_lands_and_a_second_one_need
 
 
 def test_on_a_terminal_the_confirmation_is_a_question(sandbox, recorded, set_key, monkeypatch):
-    sandbox.binance.keys_without_reading |= {sandbox.binance.partner_key, "key-partner-2"}
+    sandbox.binance.keys_without_uid_permission |= {sandbox.binance.partner_key, "key-partner-2"}
     assert land(REBATES, DAYS[:1]).success
     rotate(sandbox, set_key)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
@@ -359,7 +369,7 @@ def test_a_key_needs_a_confirmation_if_the_exchange_states_the_account_of_only_o
     sandbox, recorded, set_key, is_first_stated
 ):
     first = sandbox.binance.partner_key
-    sandbox.binance.keys_without_reading.add("key-partner-2" if is_first_stated else first)
+    sandbox.binance.keys_without_uid_permission.add("key-partner-2" if is_first_stated else first)
     assert land(REBATES, DAYS[:1]).success
     rotate(sandbox, set_key)
     refused(land(REBATES, DAYS[:1]), "rotate-key")
@@ -444,7 +454,7 @@ def test_a_key_is_verified_again_after_24_hours(sandbox, database_url, query):
     def verifications() -> int:
         sandbox.requests.clear()
         with Store(database_url) as store, connected(endpoint, store, variables) as session:
-            assert session.identity.sources
+            assert session.identity.sources  # Reading the sources verifies the key.
         return requested(sandbox).count(ACCOUNT)
 
     assert [verifications(), verifications()] == [1, 0]
@@ -495,7 +505,7 @@ def test_sessions_that_have_waited_for_a_failed_verification_repeat_it_concurren
     key, sessions, requests = Key("lbank", "affiliate", "", "LBANK_API_KEY", "0" * 12), 3, count()
     others = Barrier(sessions - 1)
 
-    def state() -> str:
+    def request_identity() -> str:
         if next(requests) == 0:
             waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
             deadline = time.monotonic() + 60
@@ -507,7 +517,7 @@ def test_sessions_that_have_waited_for_a_failed_verification_repeat_it_concurren
 
     def identify(_: int) -> list[str]:
         with AccountKeys(database_url, key, nothing_landed) as keys:
-            return KeyIdentity(key, "host", lambda: keys, state).sources
+            return KeyIdentity(key, "host", lambda: keys, request_identity).sources
 
     with ThreadPoolExecutor(sessions) as pool:
         pending = [pool.submit(identify, number) for number in range(sessions)]

@@ -108,7 +108,7 @@ def test_a_walk_yields_every_row_or_fails_days_with_a_millisecond_that_fills_a_p
 
 
 @given(times=st.lists(instants, max_size=40), limit=st.integers(2, 6), newest_first=st.booleans())
-# The page of the first day has exactly `limit` rows, of which one is of the second day.
+# The first day's window extends into the second day: its first page has `limit` rows, one of them of the second day.
 @example([NOON, NOON + 1000, NOON + 2000, START + DAY_MS], 2, True)
 def test_a_walk_is_exact_if_the_exchange_refuses_windows_of_one_millisecond(
     binance, session, times, limit, newest_first
@@ -129,12 +129,14 @@ def refusing_instants(session: Session) -> Iterator[None]:
     client = session.client
     assert isinstance(client, InProcessClient)
     client.refuses_instants = True
-    yield
-    client.refuses_instants = False
+    try:
+        yield
+    finally:
+        client.refuses_instants = False
 
 
 def walked(binance: Binance, session: Session, times: list[int], limit: int, max_days: int) -> dict[date, object]:
-    """Walk over the days while the exchange has rows of these times; their numbers by day, None for a failed day."""
+    """Walk over the days while the exchange has rows of these times; return each day's `numbers`, None if it failed."""
     binance.set_rebates({"time": ms, "number": number} for number, ms in enumerate(times))
     assert isinstance(ENDPOINT.strategy, WindowWalk)
     walk = replace(ENDPOINT.strategy, row_limit=limit, max_days=max_days)
@@ -149,7 +151,7 @@ def walked(binance: Binance, session: Session, times: list[int], limit: int, max
 
 
 def numbers(times: list[int], day: date) -> Counter[int]:
-    """The numbers of the rows of the day."""
+    """The numbers of the day's rows: their positions in `times`, each counted once."""
     return Counter(number for number, ms in enumerate(times) if utc_day(ms) == day)
 
 

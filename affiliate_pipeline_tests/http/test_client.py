@@ -322,6 +322,7 @@ def test_retry_after_pauses_all_clients_of_the_scope(server, database_url, query
         ThreadPoolExecutor(1) as pool,
     ):
         paused = pool.submit(get, one)
+        # Slot -1 is the pause of the scope.
         while not paused.done() and not query("select 1 from affiliate.lease where slot = -1 and returns_at > now()"):
             pass
         began = time.monotonic()

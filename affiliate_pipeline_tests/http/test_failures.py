@@ -35,7 +35,7 @@ CLOUDFLARE += "<h1>Sorry, you have been blocked</h1><script>var a=1</script><p>R
 MAINTENANCE = "<html><title>系统维护</title><body>系统维护中,请稍后再试</body></html>"
 LOCATION_NOT_SERVED = "The exchange does not serve the location"
 FIREWALL = "usually comes from a firewall or maintenance"
-CAUSES_OF_2015 = ("is wrong", "IP address is not on the key's list", "lacks the permission")
+CAUSES_OF_CODE_2015 = ("is wrong", "IP address is not on the key's list", "lacks the permission")
 
 
 @pytest.fixture(params=["binance", "lbank"])
@@ -93,6 +93,7 @@ def test_code_and_message_are_found_in_every_shape(error_of, exchange, shape):
     assert "code -1121: Invalid symbol" in str(error)
 
 
+# Without the last shape: with HTTP 200, a JSON string is data.
 @pytest.mark.parametrize("shape", list(SHAPES.values())[:-1], ids=list(SHAPES)[:-1])
 def test_an_error_body_with_http_200_is_an_error(error_of, shape):
     assert "-1121: Invalid symbol" in str(error_of("binance", 200, json.dumps(shape)))
@@ -189,9 +190,9 @@ def test_a_location_that_is_not_served_is_recognized_despite_a_code(error_of):
     ("code", "message", "added", "not_added"),
     [
         (-2014, "API-key format invalid.", [KEY, "the whole API key"], ["IP address"]),
-        (-2015, "Invalid API-key, IP, or permissions for action.", CAUSES_OF_2015, []),
-        (-2015, "", CAUSES_OF_2015, []),
-        (-2015, "Timestamp expired", [], [*CAUSES_OF_2015, KEY]),
+        (-2015, "Invalid API-key, IP, or permissions for action.", CAUSES_OF_CODE_2015, []),
+        (-2015, "", CAUSES_OF_CODE_2015, []),
+        (-2015, "Timestamp expired", [], [*CAUSES_OF_CODE_2015, KEY]),
         (-1022, "Signature for this request is not valid.", ["does not belong to the API key"], ["IP address"]),
         (-1022, "Your IP is not on the list", [], ["does not belong"]),
         (-2008, "Invalid Api-Key ID.", [KEY], ["IP address"]),

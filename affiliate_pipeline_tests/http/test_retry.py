@@ -25,6 +25,7 @@ def error_with_pause(seconds: float) -> Transient:
         # Other requests get responses, or the failures are few and far apart.
         (NoResponse("reset"), MAX_ATTEMPTS, 1, 0.1, GiveUp()),
         (NoResponse("reset"), 1, 2, 600, Retry),
+        # The rate limiter enforces the exchange's pause, so the retry itself does not wait.
         (RateLimited("429"), 1, 0, 0, Retry(0)),
         (error_with_pause(7), 1, 0, 0, Retry(0)),
     ],

@@ -70,6 +70,7 @@ def known_session(stack: ExitStack, endpoint: Endpoint, store: Store) -> Session
     """A session whose key has been verified, since there is no exchange that could state its account."""
     session = stack.enter_context(connected(endpoint, store, VARIABLES))
     with AccountKeys(store.url, session.identity.key, nothing_landed) as keys:
+        # The identity of an LBank account is its openId; that of a Binance account may be any text here.
         keys.record(VARIABLES[f"LBANK_OPEN_ID{'__ACME' if endpoint.alias else ''}"])
     return session
 
@@ -132,6 +133,7 @@ def test_no_landing_of_one_account_changes_a_row_of_the_other(default, land, row
             outcome = land(changed, *numbers, **options)
             assert isinstance(outcome, Failed if "fails" in options else Landed), outcome
             assert rows(other) == before
+            # `rows` includes the day's ledger entry. An action log adds rows to earlier ones; the others replace them.
             if isinstance(default, ActionLog):
                 expected = (expected or 1) + len(numbers)
             elif "fails" not in options:

@@ -108,7 +108,7 @@ def test_every_endpoint_has_its_table_with_comments_and_an_index(create, types, 
         assert "(partition_date)" in index[0]
 
 
-def test_ledger_and_quarantine_have_the_columns_of_the_contract(create, types):
+def test_ledger_and_quarantine_have_exactly_the_columns_that_other_programs_may_read(create, types):
     create()
     assert list(types("affiliate.landing").items()) == [
         ("asset", "text not null"),
@@ -203,6 +203,7 @@ def test_concurrent_sessions_that_create_tables_do_not_collide(database_url, que
 def test_a_schema_that_another_session_creates_meanwhile_is_used(database_url, query):
     other = endpoint(Small)
     other = replace(other, exchange=replace(other.exchange, name="another"))
+    # `first` has the name of a live run: waiting for the lock of any other session is an error.
     with (
         Store(database_url) as store,
         ThreadPoolExecutor(1) as pool,

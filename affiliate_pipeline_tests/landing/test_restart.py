@@ -64,6 +64,7 @@ def test_a_crash_before_the_commit_of_a_day(query, restart, monkeypatch):
 
 def test_a_crash_while_a_run_waits_for_its_lock(query, database_url, restart):
     runs: list[DirectRun] = []
+    # `holder` has the name of a live run: waiting for the lock of any other session is an error.
     with psycopg.connect(database_url, autocommit=True, application_name="affiliate_pipeline 1@elsewhere") as holder:
         lock = locks.Lock("affiliate_pipeline.asset", KEY)
         holder.execute(sql.SQL("select pg_advisory_lock({})").format(lock.key))

@@ -30,9 +30,10 @@ REBATES = replace(
     BY_KEY["binance/rebate_recent_record"],
     lands_at=time(0, 15),
     settles_after=timedelta(hours=48),
+    # Only the presence of a proof matters here, not its result.
     retention=Retention(timedelta(days=7), proof=lambda session, day, zone: None),
 )
-UNPROVABLE = replace(REBATES, retention=Retention(timedelta(days=7)))
+WITHOUT_PROOF = replace(REBATES, retention=Retention(timedelta(days=7)))
 KICKBACKS = BY_KEY["binance/kickback_recent_record"]
 COMMISSIONS = replace(BY_KEY["lbank/commission_stats_symbol_list"], lands_at=time(10, 35))
 TRADES = replace(BY_KEY["lbank/trade_user"], lands_at=time(0, 35))
@@ -192,7 +193,7 @@ def test_attempts_are_limited_and_their_pauses_grow_to_a_day():
 
 
 def test_the_attempts_span_a_retention_of_a_week():
-    monitor, overdue_at_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(9), "01:15")
+    monitor, overdue_at_ms = Monitor(WITHOUT_PROOF, nov(8)), ms(nov(9), "01:15")
     for minutes in range(0, 8 * 24 * 60, 10):
         monitor.decide(overdue_at_ms + minutes * 60_000)
     assert monitor.requested[-1][0] > ms(nov(14), "00:00")
@@ -205,7 +206,7 @@ def test_the_attempts_span_a_retention_of_a_week():
 
 
 def test_each_warning_is_reported_once_at_its_time():
-    monitor, until = Monitor(UNPROVABLE, nov(8)), ms(nov(15), "00:00")
+    monitor, until = Monitor(WITHOUT_PROOF, nov(8)), ms(nov(15), "00:00")
     for minutes in range(-50 * 60, 60, 5):
         monitor.decide(until + minutes * 60_000)
     reported = [(level, round((until - at) / 3_600_000)) for at, level, _ in monitor.reported]
@@ -217,7 +218,7 @@ def test_each_warning_is_reported_once_at_its_time():
 
 
 def test_no_warning_precedes_the_first_attempt():
-    monitor, now_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(13), "12:00")
+    monitor, now_ms = Monitor(WITHOUT_PROOF, nov(8)), ms(nov(13), "12:00")
     monitor.decide(now_ms)
     monitor.decide(now_ms + 60_000, in_progress=True)
     assert len(monitor.requested) == 1
@@ -227,20 +228,20 @@ def test_no_warning_precedes_the_first_attempt():
 
 
 def test_below_twelve_hours_a_hanging_run_does_not_prevent_the_warning():
-    monitor, now_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(14), "12:30")
+    monitor, now_ms = Monitor(WITHOUT_PROOF, nov(8)), ms(nov(14), "12:30")
     monitor.decide(now_ms)
     monitor.decide(now_ms + 60_000, in_progress=True)
     assert [level for _, level, _ in monitor.reported] == [NotificationLevel.BELOW_12_HOURS]
 
 
 def test_a_day_that_another_run_has_just_failed_to_land_is_reported_at_once():
-    monitor = Monitor(UNPROVABLE, nov(8))
+    monitor = Monitor(WITHOUT_PROOF, nov(8))
     monitor.decide(ms(nov(13), "12:00"), just_failed={nov(8)})
     assert [level for _, level, _ in monitor.reported] == [NotificationLevel.BELOW_48_HOURS]
 
 
 def test_an_expired_day_is_reported_as_lost_at_once_and_only_once():
-    monitor, now_ms = Monitor(UNPROVABLE, nov(8)), ms(nov(16), "12:00")
+    monitor, now_ms = Monitor(WITHOUT_PROOF, nov(8)), ms(nov(16), "12:00")
     for minutes in range(3):
         monitor.decide(now_ms + minutes * 60_000)
     assert monitor.requested == []
@@ -303,8 +304,8 @@ def test_a_day_that_the_fallback_has_landed_is_overdue_only_while_its_own_source
 
 
 def test_a_day_is_at_risk_until_it_is_reported_as_lost():
-    monitor, now_ms = Monitor(UNPROVABLE, nov(8), nov(10)), ms(nov(16), "12:00")
-    days = [gap(UNPROVABLE, day, now_ms) for day in monitor.days]
+    monitor, now_ms = Monitor(WITHOUT_PROOF, nov(8), nov(10)), ms(nov(16), "12:00")
+    days = [gap(WITHOUT_PROOF, day, now_ms) for day in monitor.days]
     assert at_risk(days, monitor.states) == [nov(8), nov(10)]
     monitor.decide(now_ms)
     assert at_risk(days, monitor.states) == [nov(10)]
@@ -338,7 +339,7 @@ def test_alerts_about_the_same_days_have_different_keys():
         alert.key
         for landed_early in (False, True)
         for level in NotificationLevel
-        if level
+        if level is not NotificationLevel.NOTHING
         for alert in alerts_of(KICKBACKS, level, [gap(KICKBACKS, nov(8), now_ms, landed_early)], now_ms)
     ]
     assert len(keys) == len({*keys}) == 10

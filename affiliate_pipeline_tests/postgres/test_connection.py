@@ -43,7 +43,9 @@ def test_timeouts_in_the_url_take_precedence(database_url):
 
 
 @needs_linux
-def test_a_session_that_waits_for_a_lock_ends_with_its_client_and_releases_its_own(database_url, query, monkeypatch):
+def test_a_session_that_waits_for_a_lock_ends_with_its_client_and_releases_the_lock_that_it_has(
+    database_url, query, monkeypatch
+):
     monkeypatch.setitem(connection._SETTINGS, "client_connection_check_interval", "100ms")
     query("select pg_advisory_lock(1)")
     with connect(database_url, autocommit=True) as session:
@@ -64,7 +66,8 @@ def test_a_session_that_waits_for_a_lock_ends_with_its_client_and_releases_its_o
     query("select pg_advisory_unlock_all(); reset lock_timeout")
 
 
-def test_processes_with_the_same_id_and_host_name_have_different_names(database_url):
+def test_processes_with_the_same_id_and_host_name_have_different_application_names(database_url):
+    """`send_names` sets the same id and host name in each process, and sends the names of two of its sessions."""
     received, sent_by_process = child_processes.pipe()
     sent_names: list[list[tuple[str]]] = []
     for _ in range(2):

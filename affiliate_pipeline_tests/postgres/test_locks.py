@@ -51,6 +51,6 @@ def test_a_run_of_another_role_counts_as_live(database_url, query):
     query("create role other login password 'o'")
     with connect(database_url, autocommit=True) as holder, locked(holder, LOCK, "the test"):
         url = f"postgresql://other:o@{database_url.partition('@')[2]}"
-        with connect(url, autocommit=True) as session, try_locked(session, LOCK, "the test") as is_locked:
-            assert not is_locked
+        with connect(url, autocommit=True) as session, try_locked(session, LOCK, "the test") as is_acquired:
+            assert not is_acquired
     query("drop role other")

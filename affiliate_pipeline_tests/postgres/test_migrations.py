@@ -61,6 +61,7 @@ def test_each_file_is_applied_once_in_order(database_url, query, applied, tmp_pa
     first = "create table thing.a (n int)", "insert into thing.a values (1); insert into thing.a values (2)"
     for _ in range(2):
         apply(database_url, migrations(tmp_path, *first))
+    # In a migration, a percent sign is no placeholder of the driver.
     apply(database_url, migrations(tmp_path, *first, "update thing.a set n = n + 1 where 100 % n = 0"))
     assert query("select n from thing.a order by n") == [(2,), (3,)]
     assert applied() == [(1, "0001_step"), (2, "0002_step"), (3, "0003_step")]
@@ -130,7 +131,7 @@ def test_an_owner_without_the_right_to_create_schemas_can_migrate(database_url, 
 def create_unversioned_tables(query: Query) -> None:
     """Create the tables of a release that had no `schema_migration`, with the SQL of the first migration."""
     query("create schema affiliate")
-    query(CORE.files[1].read_text())
+    query(CORE.files[1].read_text())  # `files` is by number, from 1.
 
 
 def test_deliveries_of_an_earlier_release_continue(database_url, query):
@@ -154,10 +155,10 @@ def test_deliveries_of_an_earlier_release_continue(database_url, query):
         assert [(alert.key, attempts) for alert, attempts in outbox.due("b")] == [("1", 3)]
 
 
-@pytest.mark.parametrize("column", ["alert drop column missed", "rejected_row drop column complete"])
-def test_a_column_that_an_earlier_release_lacks_is_added(database_url, query, column):
+@pytest.mark.parametrize(("table", "column"), [("alert", "missed"), ("rejected_row", "complete")])
+def test_a_column_that_an_earlier_release_lacks_is_added(database_url, query, table, column):
     create_unversioned_tables(query)
-    query(f"alter table affiliate.{column}")
+    query(f"alter table affiliate.{table} drop column {column}")
     with Outbox(database_url) as outbox:
         assert outbox.add(Alert("1", "", "")) and len(outbox.due("a")) == 1
     query("select complete from affiliate.rejected_row")
@@ -192,7 +193,7 @@ def test_a_process_killed_while_it_adds_the_account_columns_adds_none_and_the_ne
 
     Store(database_url).close()
     assert query(with_account) == [(len(ENDPOINTS),)]
-    # A day that landed before can be added up before any of its assets lands again.
+    # A day that had landed before the upgrade can be added up although none of its assets has landed since.
     [(day,)] = query("select min(partition) from affiliate.landing where asset = 'binance/rebate_recent_record'")
     with Store(database_url) as store:
         assert Commission(store, DEFAULT.earning).add_up(day, "run")

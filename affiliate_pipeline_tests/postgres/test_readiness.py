@@ -63,8 +63,10 @@ def test_each_missing_right_is_reported(sandbox, database_url, query, guest, mon
 
 def test_a_missing_right_to_create_temporary_tables_is_reported(database_url, query, guest):
     query("revoke temporary on database test from public")
-    assert "temporary on the database" in problems_of(guest)
-    query("grant temporary on database test to public")
+    try:
+        assert "temporary on the database" in problems_of(guest)
+    finally:
+        query("grant temporary on database test to public")
 
 
 def test_a_database_of_another_encoding_is_refused_before_the_first_request(sandbox, database_url, query, monkeypatch):

@@ -64,7 +64,7 @@ class Binance:
 
     `partner_key`, `partner_secret`, `client_key`, `client_secret`, `api_agent_code`: the credentials of both.
     `keys`: the HMAC secret or public key by API key. `uids`: the account's uid by role.
-    `keys_without_reading`: the API keys without the permission to read the account's uid.
+    `keys_without_uid_permission`: the API keys without the permission to read the account's uid.
     `retention_ms`: the retention of rebates; None retains them forever.
     `exclusive_end`: a row at endTime is not returned.
     `newest_first`: rows are ordered from the newest to the oldest.
@@ -88,7 +88,7 @@ class Binance:
         self.add_key(self.partner_key, self.partner_secret, "partner")
         self.add_key(self.client_key, self.client_secret, "client")
         self.uids: dict[str, int] = {"partner": _uid(alias, "partner"), "client": _uid(alias, "client")}
-        self.keys_without_reading: set[str] = set()
+        self.keys_without_uid_permission: set[str] = set()
 
         self.posts_to_fail = 0
         self.newest_first = False
@@ -337,7 +337,7 @@ class Binance:
         # A key that was added to `keys` without `add_key` is the partner's.
         role = self._roles.get(api_key, "partner")
         endpoint = endpoint_by_role.get(role)
-        if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_reading):
+        if endpoint is None or (call.path == ACCOUNT and api_key in self.keys_without_uid_permission):
             raise Refused(-2015, status=401)
         verify(call, self.keys[api_key], self._clock())
         _check_parameters(call, endpoint.parameters | SIGNING_PARAMETERS)

@@ -182,7 +182,7 @@ def test_the_repr_has_neither_key_nor_secret(secret_of, method):
 def test_ccxt_makes_the_same_signature(monkeypatch, key, secret_of, method, text):
     params = {"openId": text, "coin": "", "start": "0"}
     sent = sent_of(LBankAuth(API_KEY, secret_of[method], method, lambda: NOW_MS), params)
-    # ccxt recognizes an RSA secret by its length. The PEM that ccxt builds from base64 lacks the last line.
+    # ccxt uses RSA if the secret is long. Set the PEM: the one that ccxt builds from base64 lacks the last line.
     options = {"pem": pem(key)} if method == "RSA" else {}
     theirs = ccxt.lbank({"apiKey": API_KEY, "secret": secret_of[method], "options": options})
     monkeypatch.setattr(theirs, "milliseconds", lambda: NOW_MS)

@@ -71,7 +71,7 @@ def test_a_rotated_key_has_the_uid_of_its_account(acme, caller):
 def test_the_account_endpoint_is_refused_without_signature_or_permission(acme, call_as, caller, clock):
     assert call_as(acme, "client", ACCOUNT, limit=1).refusal == (400, -1101)
     assert caller.raw(f"{ACCOUNT}?timestamp={clock.ms}").refusal == (400, -1102)
-    acme.binance.keys_without_reading.add(acme.binance.client_key)
+    acme.binance.keys_without_uid_permission.add(acme.binance.client_key)
     assert call_as(acme, "client", ACCOUNT).refusal == (401, -2015)
     assert call_as(acme, "client", KICKBACKS).status == 200
 
