@@ -87,6 +87,7 @@ def lock_assets(url: str, keys: Sequence[str], locked: Connection) -> None:
             [endpoint] = [each for each in ENDPOINTS if each.key == key]
             store = stack.enter_context(Store(url))
             stack.enter_context(store.exclusive(endpoint))
+            # `DayWriter` creates a table of this name, which fails in a session that the pooler has not reset.
             store.connection.execute("create temporary table superseded (n int)")
             if number > 0:
                 store.connection.commit()

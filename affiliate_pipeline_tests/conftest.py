@@ -34,7 +34,7 @@ from affiliate_pipeline.definitions import pipeline_of_instance  # noqa: E402
 from affiliate_pipeline_tests.code_location import loaded_definitions  # noqa: E402
 from affiliate_pipeline_tests.database import Database  # noqa: E402
 
-# A slow machine must not fail a test. Each run draws other examples.
+# A slow machine must not fail a test. 25 examples suffice, because each run draws other ones.
 hypothesis.settings.register_profile(
     "any_machine", max_examples=25, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -45,8 +45,9 @@ RESOURCES = {"pipeline": pipeline_of_instance}
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    # Test modules are imported next, and some build definitions on import. With pytest-xdist, only the workers import
-    # them. The controller must not leave its folder: it starts them there, and they resolve the tests' paths there.
+    # Test modules are imported next. Some build definitions on import, which must not read the `.env` of this checkout.
+    # With pytest-xdist, only the workers import them (in a worker, `dist` is "no"). The controller stays in its folder:
+    # it starts the workers there, and they resolve the paths of the tests there.
     if session.config.getoption("dist", "no") == "no":
         os.chdir(isolation.EMPTY_FOLDER)
 
@@ -77,6 +78,7 @@ def nothing_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ.keys() - isolation.inherited(os.environ).keys():
         monkeypatch.delenv(name)
     monkeypatch.setattr(environment, "_on_embedded_storage", {})
+    # `environment.root` finds the project folder by this file. Without it, that would be this checkout.
     (tmp_path / "workspace.yaml").touch()
     monkeypatch.chdir(tmp_path)
 
@@ -146,7 +148,7 @@ class Run:
 
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sandbox]:
-    """The sandbox, whose default account is configured as Binance, with the test's database."""
+    """The sandbox. Binance is configured with its default account, and the database is that of the test."""
     with Sandbox(accounts=["acme"], rows_per_day=300) as exchange:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)
         for name, value in exchange.binance.variables(exchange.url).items():

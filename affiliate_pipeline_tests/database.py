@@ -1,7 +1,7 @@
 """The database of the tests: each test finds all tables, without rows. Contains no tests.
 
 Creating the tables takes longer than most tests. So a copy of a template replaces the database only before the first
-test and after a test that has changed a table.
+test and after a test that has altered or dropped a table. After any other test, its rows and new tables are removed.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from affiliate_pipeline.landing import endpoint_tables
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.postgres.migrations import migrate
 
-# The version of all tables (any change of a table adds, changes or removes rows of the catalogs), the tables with rows,
-# the sequences in use, and the tables that a test has created.
+# The version of all tables (creating, altering or dropping a table changes it), the tables with rows, the sequences in
+# use, and the tables that a test has created.
 STATE = """
 select array[
     (select max(xmin::text::bigint) from pg_class where oid >= 16384 and relpersistence = 'p'),
@@ -64,10 +64,11 @@ class Database:
         return cursor.fetchall() if cursor.description else []
 
     def reset(self) -> None:
-        """Delete all rows; after a test that has changed a table, restore all tables."""
+        """Delete all rows and new tables; after a test that has altered or dropped a table, restore all tables."""
         if self._version is None:
             self._create_template()
         [(version, tables, sequences, created)] = self._state()
+        # Without the tables that the test has created, the version is the former one unless other tables changed too.
         if self._version and created and version != self._version:
             self.query(f"drop table {', '.join(created)} cascade")
             [(version, tables, sequences, _)] = self._state()

@@ -322,7 +322,7 @@ def test_a_table_that_does_not_exist_yet_is_not_exported(sandbox, tmp_path):
 
 
 def test_an_export_waits_for_a_slow_reader(sandbox, database_url, query, monkeypatch):
-    """Regression: the timeout of unacknowledged data also ends the session of a reader that is alive but pauses."""
+    """Regression: the timeout of unacknowledged data also ended the session of a reader that was alive but paused."""
     monkeypatch.setitem(connection._SETTINGS, "tcp_user_timeout", "200ms")
     query(
         f"insert into {TABLE} (partition_date, run_id, extra) "

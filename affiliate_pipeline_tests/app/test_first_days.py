@@ -25,6 +25,7 @@ from affiliate_pipeline_tests.code_location import loaded_definitions
 TODAY = date(2026, 11, 29)
 # Noon in UTC, and evening of the same day in UTC+8.
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
+# The first of the last 7 days, counting today: Binance promises to retain these, and LBank's default is the same.
 RETAINED = date(2026, 11, 23)
 LANDED = (
     "insert into affiliate.landing (asset, partition, rows, content_hash, settled, source, landed_at, checked_at, run_id) "
@@ -153,6 +154,7 @@ def test_landed_days_of_an_account_that_is_not_configured_any_more_stay_visible(
 def test_a_configured_start_date_is_not_replaced(choose, both_exchanges, monkeypatch, clock):
     monkeypatch.setenv("AFFILIATE_START_DATE", "2025-06-01")
     chosen = choose()
+    # Only snapshots: no day is chosen for records, whose start date is configured.
     assert chosen == dict.fromkeys(chosen, TODAY)
     assert first_partitions("binance/rebate_recent_record", "binance/customization", "affiliate/daily_commission") == [
         "2025-06-01",
@@ -214,7 +216,7 @@ def test_on_a_terminal_the_first_day_of_lbank_is_asked_for(choose, both_exchange
     assert "LBank affiliate retains all days" in printed
     offered = [line for line in printed.splitlines() if line.startswith("  2")]
     assert [line.split(":")[0][2:] for line in offered] == [
-        f"{datetime.now(UTC).date() - 6 * DAY}",
+        f"{datetime.now(UTC).date() - 6 * DAY}",  # the default is a day of UTC for every exchange
         f"{today - 30 * DAY}",
     ]
     assert all("requests, at least" in line and " at the permitted rate" in line for line in offered)

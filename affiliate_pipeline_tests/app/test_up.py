@@ -94,9 +94,7 @@ def test_down_cancels_runs_only_if_it_stops_the_daemon_that_they_belong_to(home,
     [((WEBSERVER, DAEMON), "launched here"), ((WEBSERVER,), "another `affiliate-pipeline` command is landing days")],
     ids=["up", "up --once"],
 )
-def test_land_uses_only_a_dagster_that_does_not_end_with_another_command(
-    home, tmp_path, monkeypatch, capsys, services, message
-):
+def test_land_uses_the_dagster_of_up_but_not_that_of_up_once(home, tmp_path, monkeypatch, capsys, services, message):
     monkeypatch.setattr(land_command, "READY_WAIT_S", 0)
     loaded = b'"workspaceLocationEntryOrError":{"loadStatus":"LOADED","locationOrLoadError":{"__typename":"Location"}}'
     launch = b'"launchRun":{"__typename":"PythonError","message":"launched here"}'

@@ -10,7 +10,7 @@ from affiliate_pipeline.app.cli import CommandError
 from affiliate_pipeline_tests.app.totals import add_up
 from affiliate_pipeline_tests.defs import affiliates, kickbacks
 from affiliate_pipeline_tests.defs.direct_runs import land
-from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, YESTERDAY, at, rebate
+from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, YESTERDAY, ago, at, rebate
 
 MASKED = "so***@example.com"
 LBANK = "lbank/{}commission_stats_symbol_list"
@@ -57,7 +57,7 @@ def test_a_customers_earnings_are_those_of_7_30_and_all_days(sandbox, query, who
             "insert into affiliate.daily_customer_commission select partition_date - %s::int, exchange, account, zone, customer, "
             "identified_by, coin, kind, count, amount, usdt_value, unvalued, market_value_usdt, settled, asset, computed_at, run_id "
             "from affiliate.daily_customer_commission where partition_date = %s and customer = 'c1'",
-            days_ago - 5,
+            (DAYS[0] - ago(days_ago)).days,
             DAYS[0],
         )
 
@@ -111,7 +111,7 @@ def test_an_email_finds_the_earnings_of_the_id_that_the_partner_assigned_to_it(s
     assert facts(found)["all days"] == "1 USDT, 1 record"
 
 
-def test_the_accounts_own_client_has_its_state_and_kickbacks(sandbox, query, who):
+def test_the_user_of_the_clients_api_key_has_its_state_and_kickbacks(sandbox, query, who):
     sandbox.binance.customers.own_id = "me"
     for name in ("user_customization", "if_new_user"):
         assert land(f"binance/{name}", [datetime.now(UTC).date()]).success

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from affiliate_pipeline.http import retry
 from affiliate_pipeline.http.bodies import as_utf8, repaired
 from affiliate_pipeline_tests.cases.sandbox_responses import PATH, moved, replace_bodies, rows_of, send, with_fields
 from affiliate_pipeline_tests.defs import affiliates
@@ -135,7 +136,7 @@ def test_a_truncated_body_is_requested_again_and_then_stored_as_received(sandbox
     run = land(KEY, [DAY])
 
     assert "a body that cannot be read" in run.failed[DAY] and "affiliate.rejected_row" in run.failed[DAY]
-    assert len(sandbox.requests) == 10
+    assert len(sandbox.requests) == retry.MAX_ATTEMPTS
     [(stored, complete)] = query(
         "select convert_from(decode(payload->>'$base64', 'base64'), 'LATIN1'), complete from affiliate.rejected_row"
     )

@@ -175,7 +175,7 @@ def test_a_run_does_not_wait_for_a_lock_that_no_live_run_holds(sandbox, database
 
 
 @pytest.mark.parametrize("name", ["psql", "affiliate_pipeline"])
-def test_an_idle_session_of_any_name_is_not_a_live_run(database_url, monkeypatch, name):
+def test_a_session_that_is_silent_for_too_long_is_not_a_live_run_whatever_its_name(database_url, monkeypatch, name):
     monkeypatch.setattr(locks, "SILENT_HOLDER_S", 0)
     with idle_holder(database_url, name) as holder, Store(database_url) as store:
         with pytest.raises(StoreUnavailable) as raised, store.exclusive(ENDPOINT):
@@ -193,6 +193,7 @@ def test_a_run_waits_for_the_lock_of_a_live_run(sandbox, database_url, query, mo
     def run() -> None:
         runs[land(KEY, [SETTLED]).success] += 1
 
+    # Live by its name and because it has not been silent for `SILENT_HOLDER_S`.
     with idle_holder(database_url, "affiliate_pipeline 1@elsewhere"):
         thread = threading.Thread(target=run)
         thread.start()

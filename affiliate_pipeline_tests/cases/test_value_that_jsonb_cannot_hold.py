@@ -64,7 +64,7 @@ def row_of(number: int, fields: bytes) -> bytes:
 
 
 def extra_of(row: bytes) -> Any:
-    """The unknown fields that are read from the row if a row without unknown fields follows."""
+    """The decoded `extra` of the row, parsed together with a row that has no unknown fields."""
     [extra, _] = parse(ENDPOINT.schema, [row, moved(with_fields(b""), DAY)]).table["extra"].to_pylist()
     return json.loads(extra, parse_float=Decimal)
 

@@ -91,14 +91,14 @@ class Cluster(UI):
 
     def boot_workers(self, *workers: Host) -> None:
         """Start these hosts with a Celery worker each, and wait until the Celery workers take tasks."""
-        starts = {worker: self.ready(worker) for worker in workers}
+        starts = {worker: self.times_ready(worker) for worker in workers}
         for worker in workers:
             worker.boot()
             self.install(worker)
             [command] = commands("worker")
             options = ["--", f"--concurrency={self.concurrency}"]
             worker.start("worker", [*command, *options], self.environment(worker))
-        wait_for(lambda: all(self.ready(worker) > before for worker, before in starts.items()))
+        wait_for(lambda: all(self.times_ready(worker) > before for worker, before in starts.items()))
 
     def install(self, host: Host) -> None:
         """Copy the files of the host's DAGSTER_HOME."""
@@ -132,8 +132,8 @@ class Cluster(UI):
             self.execute("mutation { reloadWorkspace { __typename } }")
         return bool(nodes)
 
-    def ready(self, worker: Host) -> int:
-        """How often the Celery worker has connected to the broker."""
+    def times_ready(self, worker: Host) -> int:
+        """How many times the Celery worker has connected to the broker."""
         log = worker.log("worker")
         return log.read_text().count(f"@{worker.name} ready") if log.is_file() else 0
 

@@ -134,23 +134,23 @@ class Host:
         self.folder.mkdir()
         self.home = network.home
         self._init: psutil.Process | None = None
-        self._holder: subprocess.Popen[str] | None = None
+        self._unshare: subprocess.Popen[str] | None = None
         self._services: list[subprocess.Popen[bytes]] = []
 
     def boot(self) -> None:
         """Create its namespaces and connect it to the switch."""
         isolated = ["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
         arguments = [self.name, f"{self.folder.parent}", f"{self.home}", f"{self.network.names}"]
-        self._holder = subprocess.Popen(
+        self._unshare = subprocess.Popen(
             [*isolated, "sh", "-c", INIT, "init", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        assert self._holder.stdout
-        assert self._holder.stdout.readline() == "ready\n"
-        [self._init] = psutil.Process(self._holder.pid).children()
+        assert self._unshare.stdout
+        assert self._unshare.stdout.readline() == "ready\n"
+        [self._init] = psutil.Process(self._unshare.pid).children()
         _run("ip", "link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", f"{self._init.pid}")
         self.connect()
         _run("ip", "link", "set", self.name, "up")
@@ -159,14 +159,14 @@ class Host:
 
     def kill(self) -> None:
         """Kill every process at once. Its files stay."""
-        if self._init and self._holder:
+        if self._init and self._unshare:
             with suppress(psutil.NoSuchProcess):
                 self._init.kill()
             # The kernel reports the death of a host's init after that of all its other processes.
-            self._holder.communicate()
+            self._unshare.communicate()
             for service in self._services:
                 service.wait()
-            self._init, self._holder, self._services = None, None, []
+            self._init, self._unshare, self._services = None, None, []
 
     def cut(self) -> None:
         """Drop every packet from and to it from now on, without any notice to either side."""

@@ -51,6 +51,7 @@ class Postgres:
 
     def create(self) -> None:
         """Create its data, certificate and database, and start it."""
+        # The paths for this process; `self.data` is the path of the same data folder on the host.
         data, password = self.host.folder / self.data.name, self.host.folder / "password"
         data.mkdir()
         shutil.chown(data, USER, USER)

@@ -11,6 +11,7 @@ from affiliate_pipeline_tests.defs.affiliates import SCOPES, requests_to
 pytestmark = pytest.mark.cluster
 
 REQUESTS_PER_WINDOW = 5
+# The exchange permits `REQUESTS_PER_WINDOW` in 10 s, which is 30 per minute.
 MIN_PER_MINUTE = 29
 
 

@@ -42,7 +42,18 @@ def line(
     value = f"{Decimal(amount) * Decimal(price):.8f}" if price else None
     unvalued = int(not price and not stated)
     return Sum(
-        day, exchange, account, coin, kind, 1234, amount, stated, unvalued, value, None if price else stated, unvalued
+        day,
+        exchange,
+        account,
+        coin,
+        kind,
+        count=1234,
+        amount=amount,
+        usdt_value=stated,
+        unvalued=unvalued,
+        market_value_usdt=value,
+        stated_value_usdt=None if price else stated,
+        without_value=unvalued,
     )
 
 

@@ -34,7 +34,9 @@ def test_the_database_has_the_documented_columns_with_their_comments(query, name
         for column, kind, about in RELATIONS[name]
     }
     assert {(column, SHORT.get(kind, kind), *more) for column, kind, *more in found} == documented
-    assert name.startswith("v_") is False or [column for column, *_ in found] == [each[0] for each in RELATIONS[name]]
+    # The columns of a table may be in another order, since migrations append columns.
+    if name.startswith("v_"):
+        assert [column for column, *_ in found] == [column for column, *_ in RELATIONS[name]]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def figures(by_day: list[DayTotal], *incomplete: Incomplete) -> Figures:
 
 
 def gap(missing: list[date], unsettled: list[date], exchange: str = "binance") -> Incomplete:
-    """A kind of earnings that the exchange retains for seven days."""
+    """These missing and unsettled days of one kind of earnings, which the exchange retains for seven days."""
     deadlines = {
         day: int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() + 7 * 86_400) * 1000 for day in missing
     }

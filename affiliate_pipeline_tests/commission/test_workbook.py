@@ -74,6 +74,7 @@ def test_a_sheet_that_is_too_large_for_excel_continues_on_the_next_one(monkeypat
     monkeypatch.setattr(workbook, "MAX_SHEET_BYTES", 1000)
     sheets = written([number] for number in range(2500))
 
+    # The size is checked only before each block of 1,000 rows; each sheet also has the header.
     assert [len(rows) for rows in sheets.values()] == [1001, 1001, 501]
     assert [number for rows in sheets.values() for [number] in rows[1:]] == [*range(2500)]
 

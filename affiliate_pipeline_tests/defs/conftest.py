@@ -19,7 +19,7 @@ from affiliate_pipeline_tests.defs.rebates import EMAIL, ENDPOINT, KEY
 
 @pytest.fixture
 def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, database_url: str) -> Iterator[Sandbox]:
-    """The sandbox of other tests with fewer rows and users, and with a second account only in tests of two accounts."""
+    """Like `sandbox` of other folders, with fewer rows and users; a second account only in tests of two accounts."""
     aliases = ["acme"] if "two_accounts" in request.fixturenames else []
     with Sandbox(accounts=aliases, rows_per_day=40, users=12) as exchange:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", database_url)

@@ -52,7 +52,10 @@ def at(day: date, time: str = "12:00:00.000") -> int:
 
 
 def rebate(time_ms: int, number: int = 0, **fields: Any) -> dict[str, Any]:
-    """A row as the exchange sends it before the payout; `fields` override its defaults."""
+    """A row as the exchange sends it before the payout, so without the fields from `distributeTime` on.
+
+    `fields` override its defaults.
+    """
     return {
         "customerId": "abc123",
         "email": EMAIL,

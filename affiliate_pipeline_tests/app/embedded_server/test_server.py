@@ -1,7 +1,8 @@
 """The real embedded PostgreSQL: crashes and restarts, authentication, file permissions, and error messages.
 
-pytest's temporary folder, which contains each home, is private to the user of the tests. PostgreSQL does not run as
-root: if root runs the tests, the server runs as another user and its data is outside of the home.
+pytest's temporary folder, which contains each `.affiliate` folder (`home`), is private to the user of the tests.
+PostgreSQL does not run as root: if root runs the tests, the server runs as another user and its data is outside of
+`home`.
 """
 
 import fcntl

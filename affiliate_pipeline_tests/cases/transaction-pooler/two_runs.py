@@ -1,6 +1,6 @@
-"""Lands one day for the first time in two concurrent runs, through URL, and prints its number of rows and total income.
+"""Lands one day for the first time in two concurrent runs, and prints its number of rows and total income.
 
-The database must be empty.
+The argument is the URL of the database, which must be empty.
 """
 import json
 import os

@@ -1,4 +1,4 @@
-"""The chart of daily totals: stacked bars proportional to the amounts, and texts with the exact sums, rounded."""
+"""The chart of daily totals: stacked bars proportional to the amounts, and sums as text, rounded only for display."""
 
 from dataclasses import replace
 from decimal import Decimal

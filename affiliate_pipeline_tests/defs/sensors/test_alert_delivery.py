@@ -43,11 +43,12 @@ def outbox(instance, database_url) -> Iterator[Outbox]:
 def tick(instance, webhook, monkeypatch) -> Callable[[], None]:
     """Raises the alerts of failed runs, then delivers all alerts."""
     monkeypatch.setenv("ALERT_URLS", webhook.url)
-    context_with_cursor = dg.build_sensor_context(instance=instance, resources=RESOURCES)
+    # One context for all ticks: it contains the cursor, so each failed run raises one alert.
+    shared_context = dg.build_sensor_context(instance=instance, resources=RESOURCES)
     failed_run_alert, alert_delivery = build_failed_run_alert(DEFAULT), build_alert_delivery(ENDPOINTS)
 
     def tick() -> None:
-        failed_run_alert(context_with_cursor)
+        failed_run_alert(shared_context)
         alert_delivery(dg.build_sensor_context(instance=instance, resources=RESOURCES))
 
     return tick
@@ -189,7 +190,7 @@ def test_an_unavailable_target_gets_one_attempt_per_tick_and_later_only_after_pa
         with suppress(Undelivered):
             tick()
         assert len(webhook.messages) == min(ticks, 3), (
-            "only the first attempt of each of the three messages is made without a pause"
+            "the eight alerts are sent in three messages; only the first attempt of each is made without a pause"
         )
     for attempts in (4, 5):
         end_pauses()
@@ -312,7 +313,7 @@ def test_recoveries_that_are_not_in_the_ledger_are_read_from_dagsters_events(
     ]
 
 
-def test_a_day_that_the_fallback_has_landed_is_recovered(instance, outbox, webhook, tick):
+def test_a_day_that_the_kickback_history_has_landed_instead_is_recovered(instance, outbox, webhook, tick):
     outbox.add(Alert("1", "days", "", {"binance/kickback_recent_record": DAYS[:1]}), datetime.now(UTC))
     instance.report_runless_asset_event(
         dg.AssetMaterialization(["binance", "kickback_historical_record"], partition=f"{DAYS[0]}")

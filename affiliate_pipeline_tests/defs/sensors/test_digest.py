@@ -37,8 +37,8 @@ from affiliate_pipeline_tests.webhook import Webhook
 
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 LBANK = "lbank/commission_stats_symbol_list"
-# Neither has settled. The time of `DAY`'s schedule has passed by the real clock too: `land` uses that clock, and for
-# the digest, a day that was read before its schedule has not landed.
+# Neither has settled. For the digest, a day that was fetched before its schedule has not landed. `land` fetches by the
+# real clock, not by the clock of `Daemon`, so the time of `DAY`'s schedule must have passed by the real clock.
 DAY, NEXT_DAY = DAYS[3], DAYS[4]
 # Prints a line when it is ready. For each line that it reads, starts a process that evaluates both sensors once, at the
 # time (ms) in the first argument, and prints the id of the process.
