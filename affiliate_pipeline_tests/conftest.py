@@ -180,7 +180,7 @@ def two_accounts(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sa
 
 
 @pytest.fixture
-def known_keys(sandbox: Sandbox, query: Callable[..., list[tuple]]) -> None:
+def verified_keys(sandbox: Sandbox, query: Callable[..., list[tuple]]) -> None:
     """Records the configured keys as verified, as a first run does, so that no run of the test has to verify them."""
     if query("select to_regclass(%s)", KEY_TABLE) == [(None,)]:  # a test of an empty database
         return

@@ -32,7 +32,7 @@ def test_a_computed_asset_costs_no_requests(plan):
 
 
 def test_the_plan_of_the_roster_depends_on_the_known_users_and_is_made_without_requests(
-    both_exchanges, known_keys, monkeypatch, plan, query
+    both_exchanges, verified_keys, monkeypatch, plan, query
 ):
     assert plan("lbank/roster") == "lbank/roster: at least 1 request"
     assert both_exchanges.requests == []

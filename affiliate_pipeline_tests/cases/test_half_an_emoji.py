@@ -128,7 +128,7 @@ def test_a_body_in_another_encoding_is_read(sandbox, query, monkeypatch):
     assert query("select partition_date from binance.rebate_recent_record order by 1") == [(day,) for day in bodies]
 
 
-def test_a_truncated_body_is_requested_again_and_then_stored_as_received(sandbox, known_keys, query, monkeypatch):
+def test_a_truncated_body_is_requested_again_and_then_stored_as_received(sandbox, verified_keys, query, monkeypatch):
     rows = [moved(rows_of(CASE)[0], DAY), moved(with_fields(b"").replace(b"a***@x", b"a\xff@x"), DAY)]
     send(sandbox, monkeypatch, rows)
     replace_bodies(sandbox.binance, monkeypatch, lambda _, body: body[:-30])

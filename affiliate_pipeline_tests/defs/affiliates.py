@@ -20,7 +20,6 @@ ENDPOINT = {endpoint.name: endpoint for endpoint in ENDPOINTS if endpoint.exchan
 PATH = {name: endpoint.path for name, endpoint in ENDPOINT.items()}
 SNAPSHOT = "invite_user_info"
 DATED = [name for name in ENDPOINT if name != SNAPSHOT]
-TEAM_LIST = PATH["invite_user_team_list"]
 SCOPES = ("SELF", "SUB", "SELF_SUB", "ALL")
 DAY = timedelta(days=1)
 

@@ -99,7 +99,7 @@ def instance(
         yield instance
 
 
-def materialized(instance: dg.DagsterInstance, days: list[date], *more: dg.AssetsDefinition) -> str:
+def run_rebates(instance: dg.DagsterInstance, days: list[date], *more: dg.AssetsDefinition) -> str:
     """Run the rebate asset over the days, and return the run's id."""
     definitions = loaded_definitions()
     result = dg.materialize(

@@ -62,7 +62,10 @@ class Killed(BaseException):
 
 
 def kill_before(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """Raise `Killed` before this change of an export: `mark_collecting`, a column's name, or `state=…`."""
+    """Raise `Killed` before this update of an export: `mark_collecting`, a column's name, or `state=…`.
+
+    `mark_collecting` precedes the POST; `msg` follows it, so that its response is not recorded.
+    """
     update = KickbackExports.update
 
     def killed(*_: object) -> None:

@@ -89,7 +89,7 @@ def sent(rows: Iterable[Mapping[str, Any]]) -> Counter:
     )
 
 
-def requests_touching(sandbox, day: date) -> list[int]:
+def indices_of_requests_touching(sandbox, day: date) -> list[int]:
     """The indices of the requests whose time window overlaps the day."""
     return [
         number

@@ -376,7 +376,7 @@ def test_a_day_before_the_first_one_of_an_exchange_is_added_up(both_exchanges, q
     land(LBANK, [DAY])
 
     [request] = run_requests()
-    # As in a code location, the exchanges' assets are defined too.
+    # Unlike `add_up`, this defines the exchanges' assets too, as a code location does.
     job = loaded_definitions().resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance_of_all_runs(), asset_selection=list(request.asset_selection or ()), tags=request.tags

@@ -17,16 +17,16 @@ from affiliate_pipeline_tests.defs.rebates import (
     SETTLED,
     ago,
     at,
+    indices_of_requests_touching,
     landed,
     rebate,
     rebates,
     refusals,
-    requests_touching,
     sent,
     with_row_limit,
 )
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 EMAILS = [
     "a+b=c&d%40e@example.com",
@@ -148,8 +148,8 @@ def reverse_each_page(sandbox, monkeypatch):
     monkeypatch.setattr(sandbox.binance, "respond", reversed_page)
 
 
-# Any two parameters have each combination of values once; `test_window_walk.py` combines the order and the window end
-# in other ways.
+# Four of the eight combinations: any two parameters have each pair of values once. `test_window_walk.py` combines the
+# order and the window end in other ways.
 @pytest.mark.parametrize(
     ("newest_first", "exclusive_end", "reversed_pages"),
     [(False, False, False), (True, True, False), (True, False, True), (False, True, True)],
@@ -163,7 +163,8 @@ def test_all_rows_land_whatever_the_order_and_the_window_end(
         reverse_each_page(sandbox, monkeypatch)
     days = DAYS[:3]
     rows = {day: rebates(day, 130) for day in days}
-    # One row fewer than the limit in a single millisecond: the first of a day, the last of a day, and one around noon.
+    # One row fewer than the limit in a single millisecond: the first of a day, where `rebates` has a row already, the
+    # last of a day, and one around noon.
     rows[days[0]] += [rebate(at(days[0], "00:00:00.000"), number) for number in range(1, 49)]
     rows[days[1]] += [rebate(at(days[1], "23:59:59.999"), number) for number in range(49)]
     rows[days[2]] += [rebate(at(days[2], "12:00:00.001"), number) for number in range(49)]
@@ -196,7 +197,8 @@ def sort_windows_by(sandbox, monkeypatch, rows, order):
 # that they may be in order by chance.
 @pytest.mark.parametrize("before", [440, 497, 498, 499])
 def test_an_exchange_that_sorts_by_the_second_loses_no_row(sandbox, query, monkeypatch, before):
-    # The first page is full as well, but in order: no two of its rows share a second.
+    # The first page is full as well, but in order: no two of its rows share a second. Its last row is also the first of
+    # the second page.
     rows = rebates(SETTLED, 499 + before, within_ms=12 * 3_600_000)
     # The exchange returns the later half of each second first.
     rows += [rebate(at(SETTLED) + (number * 7 + 500) % 1000, number) for number in range(120)]
@@ -233,8 +235,8 @@ def test_a_window_of_two_milliseconds_is_requested_if_one_of_a_single_millisecon
 def test_a_single_full_page_does_not_prove_an_order(sandbox, query, monkeypatch, split_by):
     # One worker, so that the full page comes first.
     monkeypatch.setattr("affiliate_pipeline.exchanges.window_walk.WORKERS", 1)
-    # A page has the newest rows of its window, oldest first. If it has all of them, it looks the same as a page of an
-    # exchange that sends the oldest rows.
+    # A page has the newest rows of its window, oldest first. One with all rows of its window looks like a page of
+    # an exchange that sends the oldest rows.
     sandbox.binance.newest_first = True
     reverse_each_page(sandbox, monkeypatch)
     if split_by == "an error":
@@ -290,7 +292,7 @@ def test_a_day_known_to_be_bad_is_not_requested_again(sandbox, declare, monkeypa
     assert list(run.failed) == [DAYS[1]]
     windows = [(request.params["startTime"], request.params["endTime"]) for request in sandbox.requests]
     known_at = windows.index((str(full_ms), str(full_ms)))
-    assert requests_touching(sandbox, DAYS[1])[-1] == known_at
+    assert indices_of_requests_touching(sandbox, DAYS[1])[-1] == known_at
     assert len(windows) > known_at + 1
 
 
@@ -316,6 +318,8 @@ def test_a_private_key_signs_requests(sandbox, query, monkeypatch):
 
 def test_days_on_both_sides_of_a_gap_are_fetched(sandbox, query, monkeypatch):
     class Sequential(ThreadPoolExecutor):
+        """Each job ends before its submitter continues; this must not end the walk early."""
+
         def submit(self, *args, **kwargs):
             future = super().submit(*args, **kwargs)
             wait([future])
@@ -339,4 +343,4 @@ def test_no_request_touches_a_day_outside_the_run(sandbox, declare):
 
     land(KEY, DAYS[1:3])
 
-    assert [len(requests_touching(sandbox, day)) for day in (DAYS[0], DAYS[3], DAYS[4])] == [0, 0, 0]
+    assert [len(indices_of_requests_touching(sandbox, day)) for day in (DAYS[0], DAYS[3], DAYS[4])] == [0, 0, 0]

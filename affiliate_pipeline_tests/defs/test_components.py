@@ -138,10 +138,12 @@ def described(definitions: dg.Definitions) -> dict[str, object]:
 def test_every_argument_has_an_attribute(component, account):
     given = [field.name for field in [*fields(account), *fields(Alerts)]]
     given += inspect.signature(build_definitions).parameters
-    # `rate_scale` is for tests only. The others have no attribute of the same name: the component is the account, an
-    # `ApiKey` has an attribute for its key and one for its secret, and the URLs of `Alerts` are `alert_urls_variable`.
+    # `rate_scale` is for tests only. The others have no attribute of the same name: the component is the account, each
+    # `ApiKey` is two attributes of the component (its key and its secret), and the URLs of `Alerts` are
+    # `alert_urls_variable`.
     exempt = {"rate_scale", "accounts", "alerts", "partner", "client", "api", "urls"}
 
+    # The attribute of `database` is `database_url_variable`, so `_url` is ignored on both sides.
     attributes = {name.removesuffix("_variable").removesuffix("_url") for name in component.model_fields}
     missing = {name for name in given if name.removesuffix("_url") not in attributes}
 
@@ -149,9 +151,7 @@ def test_every_argument_has_an_attribute(component, account):
 
 
 def test_the_snapshot_of_the_project_contains_names_and_no_value(monkeypatch):
-    names = [
-        value for values in (BINANCE, LBANK) for name, value in values.items() if name not in ("alias", "start_date")
-    ]
+    names = [value for values in (BINANCE, LBANK) for name, value in values.items() if name != "alias"]
     for name in names:
         monkeypatch.setenv(name, f"the value of {name}")
     from dagster._core.remote_representation.external_data import RepositorySnap

@@ -12,7 +12,7 @@ import pytest
 from affiliate_pipeline.definitions import build_definitions
 from affiliate_pipeline.sandbox import Number
 from affiliate_pipeline_tests.conftest import materialize
-from affiliate_pipeline_tests.defs.conftest import materialized
+from affiliate_pipeline_tests.defs.conftest import run_rebates
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import (
     DAYS,
@@ -27,7 +27,7 @@ from affiliate_pipeline_tests.defs.rebates import (
     sent,
 )
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 ASSET = dg.AssetKey(KEY.split("/"))
 
@@ -94,7 +94,7 @@ def test_each_event_of_a_run_has_a_millisecond_of_its_own(sandbox, instance, mon
 
     logging.setLogRecordFactory(at_a_fixed_time)
     try:
-        run_id = materialized(instance, DAYS[:3])
+        run_id = run_rebates(instance, DAYS[:3])
     finally:
         logging.setLogRecordFactory(record_factory)
 

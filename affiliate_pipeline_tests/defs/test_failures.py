@@ -23,15 +23,15 @@ from affiliate_pipeline_tests.defs.rebates import (
     ENDPOINT,
     KEY,
     at,
+    indices_of_requests_touching,
     landed,
     rebates,
     refusals,
-    requests_touching,
     sent,
     with_row_limit,
 )
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 PER_DAY = 60
 
@@ -68,8 +68,8 @@ def test_bad_days_fail_alone_and_each_for_its_own_cause(sandbox, query, rows):
     assert refusals(sandbox) == []
     assert failure_texts(run) == {day: run.failed[day] for day in (rejected, unavailable)}
     # Each day is requested with the whole range and alone; never again after that. Only the error 500 is retried.
-    assert len(requests_touching(sandbox, unavailable)) == 2 * retry.MAX_ATTEMPTS
-    assert len(requests_touching(sandbox, rejected)) == retry.MAX_ATTEMPTS + 1
+    assert len(indices_of_requests_touching(sandbox, unavailable)) == 2 * retry.MAX_ATTEMPTS
+    assert len(indices_of_requests_touching(sandbox, rejected)) == retry.MAX_ATTEMPTS + 1
 
 
 def failure_texts(run: Run) -> dict[date, str]:
@@ -407,7 +407,7 @@ def test_the_next_run_lands_the_failed_day_and_a_later_failure_leaves_its_rows_u
     sandbox.faults.fail_day(bad, status=400, code=-1100)
     land(KEY, DAYS)
     # Once with the whole range and once alone.
-    assert len(requests_touching(sandbox, bad)) == 2
+    assert len(indices_of_requests_touching(sandbox, bad)) == 2
 
     sandbox.faults.clear()
     run = land(KEY, DAYS)

@@ -14,14 +14,14 @@ from affiliate_pipeline_tests.defs.rebates import (
     YESTERDAY,
     ago,
     at,
+    indices_of_requests_touching,
     landed,
     rebate,
     rebates,
-    requests_touching,
     sent,
 )
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 RETENTION_MS = 7 * 86_400_000
 OLD = [ago(number) for number in range(9, 4, -1)]
@@ -29,7 +29,7 @@ EXPIRED, RETAINED = OLD[:3], OLD[3:]
 
 
 def superseded(query) -> Counter:
-    """The superseded rows in the form of `sent`."""
+    """The superseded rows in the form of `sent`; all are of the same time, which the payload has in another form."""
     return sent(
         row | {"time": at(SETTLED)}
         for (row,) in query(
@@ -133,7 +133,7 @@ def test_an_expired_landed_day_is_retained_without_a_request(sandbox, query):
 
     assert again.success, again.message
     assert [again.materialized[day]["kept"] for day in days] == [True, False]
-    assert requests_touching(sandbox, days[0]) == []
+    assert indices_of_requests_touching(sandbox, days[0]) == []
     assert landed(query, days[0]) == sent(rebates(days[0], 20))
     for name in "dagster/partition_row_count", "sums", "content_hash", "first", "last":
         assert again.materialized[days[0]][name] == first.materialized[days[0]][name]
@@ -261,7 +261,7 @@ def test_with_allow_shrink_a_settled_day_with_fewer_rows_lands(sandbox, query):
 def test_with_allow_shrink_the_removed_rows_of_a_day_that_landed_before_it_settled_are_stored(sandbox, query):
     sandbox.binance.set_rebates([rebate(at(SETTLED), 1), rebate(at(SETTLED), 2)])
     land(KEY, [SETTLED])
-    query("update affiliate.landing set settled = false returning 1")
+    query("update affiliate.landing set settled = false")
     sandbox.binance.set_rebates([rebate(at(SETTLED), 2)])
     assert "2 rows had landed and the source now has 1" in land(KEY, [SETTLED]).failed[SETTLED]
 
@@ -339,6 +339,6 @@ def test_landed_days_of_another_source_are_refused(sandbox, query):
     assert run.landed[DAYS[2]].source == own
     for day in DAYS[:2]:
         assert f"its source is {other}, and the source of this run is {own}" in run.failed[day]
-        assert requests_touching(sandbox, day) == []
+        assert indices_of_requests_touching(sandbox, day) == []
         assert landed(query, day) == sent(rebates(day, 5))
     assert landed(query, DAYS[2]) == sent(rebates(DAYS[2], 7))

@@ -35,8 +35,8 @@ from affiliate_pipeline_tests.defs.affiliates import (
     KINDS,
     MONTHS,
     PATH,
+    SCOPES,
     SNAPSHOT,
-    TEAM_LIST,
     agents,
     at,
     commission,
@@ -58,7 +58,7 @@ from affiliate_pipeline_tests.defs.events import (
     recorded_events,
 )
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 COMMISSION, LIST, TEAM = "commission_stats_symbol_list", "invite_user_list", "invite_user_team_list"
 MONEY, TRADES, TEAM_TRADES, FUTURES = "money_detail_list", "trade_user", "trade_user_team", "trade_future"
@@ -97,7 +97,7 @@ def sandbox(monkeypatch, database_url):
 
 @pytest.fixture
 def many_agents(sandbox) -> list[str]:
-    """Enough agents that a single one is less than 5 %; none of them trades or has a team."""
+    """Enough agents that the refusal of one is tolerated (up to 5 % are); none of them trades or has a team."""
     return [sandbox.lbank.add_user(registered_ms=at(DAYS[0]), level=5) for _ in range(20)]
 
 
@@ -158,10 +158,11 @@ def test_days_across_a_months_end_land_exactly_with_the_planned_number_of_reques
     received = Counter(request.path for request in sandbox.requests)
     # The users to query come from the roster, which fits on one page.
     by_user = name in (COMMISSION, TRADES, TEAM_TRADES)
-    assert received == {PATH[name]: expected_requests(sandbox, name)} | ({TEAM_LIST: 1} if by_user else {})
+    assert received == {PATH[name]: expected_requests(sandbox, name)} | ({PATH[TEAM]: 1} if by_user else {})
     planned = plan(database_url, name, DAYS)
     assert planned.min_requests == expected_requests(sandbox, name)
     assert planned.max_requests == (planned.min_requests if name in (TRADES, TEAM_TRADES, FUTURES) else None)
+    # 5 requests per 10 s, at this rate scale per 0.01 s; the first 5 are sent at once.
     assert planned.seconds == pytest.approx(math.ceil(max(0, planned.min_requests - 5) / 5) * 0.01)
     assert Counter(request.path for request in sandbox.requests) == received
 
@@ -309,6 +310,7 @@ def test_a_roster_older_than_the_days_is_refreshed_once(sandbox, query):
     land(COMMISSION, [yesterday])
     assert len(requests_to(sandbox, TEAM)) == 1
 
+    # One second before the end of yesterday in UTC+8.
     query("update lbank.roster set last_seen = %s::date - interval '8 hours 1 second'", today())
     land(COMMISSION, [SETTLED])
     assert len(requests_to(sandbox, TEAM)) == 1
@@ -534,7 +536,8 @@ def test_equal_rows_across_a_page_boundary_both_land_without_another_walk(sandbo
     assert run.success, run.message
     assert landed(query, MONEY, SETTLED) == money_rows(rows)
     pages = Counter(int(request.params["start"]) for request in requests_to(sandbox, MONEY))
-    # The additional page at 0 is the request for the whole second of the equal rows.
+    # The second page begins at 99, with the last row of the first one. The additional page at 0 is the request for the
+    # whole second of the equal rows.
     assert pages == {0: len(KINDS) + 1, 99: 1}
 
 
@@ -556,7 +559,7 @@ def test_commissions_are_fetched_to_the_last_page(sandbox, query):
     assert len(requests_to(sandbox, COMMISSION)) == len(agents(sandbox)) + 2
 
 
-def test_a_full_last_page_is_followed_by_an_empty_one(sandbox, query):
+def test_a_full_last_page_is_followed_by_a_page_without_new_rows(sandbox, query):
     rows = [deposit(SETTLED, number) for number in range(100)]
     sandbox.lbank.set_money(rows)
 
@@ -610,8 +613,8 @@ def test_every_known_spelling_of_a_row_lands(sandbox, query, spelling):
         with_level_100: with_level_100,
         with_empty_amounts: with_null_amounts,
     }
-    # Of the four endpoints, two spellings change the rows of these only. At level 100, no user is an agent, so those per
-    # agent would query only the affiliate's own openId.
+    # Two spellings change rows of only the endpoints listed here. Also, at level 100 no user is an agent, so endpoints
+    # queried per agent would query only the affiliate's own openId.
     changed = {with_level_100: [LIST, MONEY], with_empty_amounts: [LIST, COMMISSION]}
 
     for name in changed.get(spelling, [LIST, TEAM_TRADES, MONEY, COMMISSION]):
@@ -666,7 +669,7 @@ def test_web_pages_and_temporary_errors_are_retried(sandbox, query):
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
-    assert len(requests_to(sandbox, FUTURES)) == 4 + 5
+    assert len(requests_to(sandbox, FUTURES)) == len(SCOPES) + 5
 
 
 def test_a_successful_response_is_accepted_with_any_other_envelope_fields(sandbox, query):
@@ -674,13 +677,13 @@ def test_a_successful_response_is_accepted_with_any_other_envelope_fields(sandbo
     for number, envelope in enumerate(envelopes):
         data = f'"data":{{"turnover":"{number}.50","fee":"0.10"}}'
         body = f'{{"result":"true",{envelope}{envelope and ","}{data}}}'.encode()
-        sandbox.faults.next_responses.extend([(200, {}, body)] * 4)
+        sandbox.faults.next_responses.extend([(200, {}, body)] * len(SCOPES))
         sandbox.requests.clear()
 
         run = land(FUTURES, [SETTLED])
 
         assert run.success, run.message
-        assert len(requests_to(sandbox, FUTURES)) == 4, envelope
+        assert len(requests_to(sandbox, FUTURES)) == len(SCOPES), envelope
         assert query("select distinct turnover::text from lbank.trade_future") == [(f"{number}.50",)], envelope
 
 
@@ -688,7 +691,7 @@ def test_a_refusal_with_an_unreadable_code_is_retried(sandbox):
     sandbox.faults.next_responses.append((200, {}, b'{"result":"false","error_code":null,"msg":5}'))
 
     assert land(FUTURES, [SETTLED]).success
-    assert len(requests_to(sandbox, FUTURES)) == 4 + 1
+    assert len(requests_to(sandbox, FUTURES)) == len(SCOPES) + 1
 
 
 @pytest.mark.parametrize("status", [418, 429])
@@ -840,6 +843,7 @@ def test_a_refused_open_id_is_skipped(sandbox, query, caplog, many_agents, code)
         assert landed(query, COMMISSION, day) == sent(rows)
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert all(refused in warning for warning in warnings)
+    # The days are in two months, and an openId is queried once per month.
     assert sum(f"error_code {code}" in warning for warning in warnings) == MONTHS
     assert {(check.passed, check.description) for check in run.checks} == {
         (False, f"rows of these openIds are missing, since LBank refuses them: {refused}")
@@ -912,7 +916,7 @@ def test_a_wrong_variable_is_reported_at_the_first_response(
     assert sorted(run.failed) == DAYS and len(set(run.failed.values())) == 1
     assert all(text in run.failed[SETTLED] for text in [str(code), *expected])
     assert value not in run.message
-    assert [request.code for request in sandbox.requests if request.path != TEAM_LIST or request.code] == [code]
+    assert [request.code for request in sandbox.requests if request.path != PATH[TEAM] or request.code] == [code]
 
 
 def test_a_refusal_of_the_endpoint_fails_at_the_first_response(sandbox):
@@ -934,7 +938,7 @@ def test_a_clock_offset_is_corrected_with_the_exchanges_time(sandbox, query, cap
 
     assert run.success, run.message
     assert landed(query, FUTURES, SETTLED) == sent(rows_of(sandbox, FUTURES, SETTLED))
-    assert [request.code for request in sandbox.requests] == [10600, *[None] * 4]
+    assert [request.code for request in sandbox.requests] == [10600, *[None] * len(SCOPES)]
     assert any("clock" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
@@ -995,7 +999,7 @@ def test_a_plan_reports_requests_and_duration(sandbox, database_url, monkeypatch
 
     assert str(by_user) == f"{many} requests, {duration(math.ceil((many - 5) / 5) * 10)} at the permitted rate"
     assert str(paged) == "at least 12 requests, at least 20 s at the permitted rate"
-    assert {request.path for request in sandbox.requests} == {TEAM_LIST}
+    assert {request.path for request in sandbox.requests} == {PATH[TEAM]}
 
 
 # Resuming
@@ -1031,7 +1035,7 @@ def test_an_interrupted_range_requests_only_what_is_missing(sandbox, query, inte
     assert len(requests_to(sandbox, COMMISSION)) == expected_requests(sandbox, COMMISSION) - interrupted
     for day in DAYS:
         assert landed(query, COMMISSION, day) == sent(rows_of(sandbox, COMMISSION, day))
-    # Every day has an outcome, so the next run requests everything again.
+    # Every day has an outcome, so the cached responses have been deleted.
     assert query("select count(*) from affiliate.answer") == [(0,)]
 
 
@@ -1040,6 +1044,7 @@ def test_an_interrupted_list_resumes_with_its_next_page(sandbox, query):
     sandbox.lbank.set_money(rows)
 
     def close(path, params):
+        # Each page begins with the last row of the one before, so the third page begins at 198.
         if params["start"] == "198":
             sandbox.lbank.refused_paths[path] = 10601
 

@@ -275,15 +275,15 @@ def test_schedules_request_days_regardless_of_the_sandbox_or_report_what_is_miss
     now = datetime.now(UTC)
     for schedule in definitions.schedules or ():
         assert isinstance(schedule, dg.ScheduleDefinition)
-        # Unless it is closed, the context's own copy of the instance stays Dagster's current one and fails a later run.
+        # Closed, since its copy of the instance would otherwise stay Dagster's current one and fail a later run.
         with dg.build_schedule_context(
             other_instance, scheduled_execution_time=now, resources=definitions.resources
         ) as context:
             tick = schedule.evaluate_tick(context)
-        # The start date of the sandbox does not limit the requested days.
         assert tick.run_requests or "are not set" in (tick.skip_message or "")
         for request in tick.run_requests or ():
             first, last = (request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
+            # Several days, or a snapshot of today: the sandbox's start date, yesterday, does not limit them.
             assert first < last or first > f"{YESTERDAY}"
     assert leftover.requests == []
 

@@ -152,7 +152,7 @@ def earn(sandbox, amounts: dict[date, dict[str, str]]) -> None:
 
 
 def test_each_kind_of_market_values_its_coin(both_exchanges, query):
-    def units(base: str, quote: str) -> Decimal:
+    def close(base: str, quote: str) -> Decimal:
         return Decimal(sandbox_prices.close(base, quote, DAY)).scaleb(-8)
 
     earn(both_exchanges, {DAY: {"BTC": "0.5", "XMR": "2", "LISTA": "3", "TRY": "100", "LBK": "7", "USDT": "1.25"}})
@@ -164,11 +164,11 @@ def test_each_kind_of_market_values_its_coin(both_exchanges, query):
 
     assert result.success
     expected = {
-        "BTC": ("BTCUSDT", units("BTC", "USDT")),
-        "ETH": ("ETHUSDT", units("ETH", "USDT")),
-        "XMR": ("XMRBTC*BTCUSDT", units("XMR", "BTC") * units("BTC", "USDT")),
-        "LISTA": ("LISTAFDUSD*FDUSDUSDT", units("LISTA", "FDUSD") * units("FDUSD", "USDT")),
-        "TRY": ("1/USDTTRY", Context(prec=18, rounding=ROUND_HALF_EVEN).divide(1, units("USDT", "TRY"))),
+        "BTC": ("BTCUSDT", close("BTC", "USDT")),
+        "ETH": ("ETHUSDT", close("ETH", "USDT")),
+        "XMR": ("XMRBTC*BTCUSDT", close("XMR", "BTC") * close("BTC", "USDT")),
+        "LISTA": ("LISTAFDUSD*FDUSDUSDT", close("LISTA", "FDUSD") * close("FDUSD", "USDT")),
+        "TRY": ("1/USDTTRY", Context(prec=18, rounding=ROUND_HALF_EVEN).divide(1, close("USDT", "TRY"))),
     }
     prices = query("select coin, market, usdt, source, open_time, close_time from affiliate.price where day = %s", DAY)
     assert {coin: (name, usdt) for coin, name, usdt, *_ in prices} == expected
@@ -222,9 +222,9 @@ def test_a_delisted_coin_is_named_and_its_day_lands(sandbox, market, query, tmp_
 
 def test_if_the_source_fails_only_the_price_fails_and_is_requested_again(sandbox, market, query, monkeypatch):
     monkeypatch.setattr(retry, "SILENCE_LIMIT_S", 0)
-    # By coin: the day on which it was earned, the response to the request for its candles, and the cause. Between them is
-    # a coin with a price, since no coin is requested after three failures in a row. The last failure, of a source that
-    # does not respond, also ends the requests.
+    # By coin: the day on which it was earned, the response to the request for its candles, and the cause. Coins are
+    # requested in alphabetical order: BTC, which has a price, comes between A2 and C1, since no coin is requested after
+    # three failures in a row. The last failure, of a source that does not respond, also ends the requests.
     failures = {
         "A1": (DAYS[0], http(500, b"{}"), "HTTP 500"),
         "A2": (DAYS[1], http(200, b"{}"), "cannot be read"),
@@ -350,7 +350,8 @@ def test_a_late_candle_fails_its_day_until_the_market_has_been_silent_for_a_day(
     assert "none for this day yet" in failure_message(only_step_failure(result.all_events))
     [request] = run_requests()
     assert keys_of(request) == [PRICE]  # The sums would be the same.
-    without_candle, market.closes["BTCUSDT"][day] = market.closes["BTCUSDT"].copy(), "6"
+    without_candle = market.closes["BTCUSDT"].copy()
+    market.closes["BTCUSDT"][day] = "6"
     assert run([day], PRICE).success
     assert [COMMISSION in keys_of(each) for each in run_requests()] == [True]
     assert run([day], COMMISSION).success
@@ -359,7 +360,7 @@ def test_a_late_candle_fails_its_day_until_the_market_has_been_silent_for_a_day(
     query("delete from affiliate.price")
     query("delete from affiliate.priced_day")
     market.closes["BTCUSDT"] = without_candle
-    market.now_ms += 23 * 3_600_000
+    market.now_ms = at(day + timedelta(days=2), "00:00:00.000")  # a day after the end of the missing candle
     priced = materialized(run([day], PRICE), PRICE)[f"{day}"]
     assert priced["unvalued_coins"] == ["BTC"]
 

@@ -9,9 +9,9 @@ from affiliate_pipeline.http.retry import MAX_ATTEMPTS
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.kickbacks import HISTORY, OLD, PATH, REQUEST, exports, kickbacks, posts
 from affiliate_pipeline_tests.defs.rebates import KEY, SETTLED
-from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNERS, today
+from affiliate_pipeline_tests.defs.test_assignments import EMAILS, PARTNER_ASSIGNMENT, today
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 CUSTOMIZATION, INVITED = "binance/customization", "lbank/invite_user_list"
 LOCATION = {"code": 0, "msg": "Service unavailable from a restricted location according to 'b. Eligibility'."}
@@ -85,7 +85,7 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
         return respond(call)
 
     monkeypatch.setattr(sandbox.binance, "respond", refuse)
-    land(PARTNERS, [today()])
+    land(PARTNER_ASSIGNMENT, [today()])
 
     assert query("select outcome, message from binance.customization_assignment") == [
         ("refused", "Binance returned HTTP 409, code -9001: The id is reserved")
@@ -93,9 +93,9 @@ def test_the_row_of_an_assignment_quotes_the_exchange(sandbox, query, monkeypatc
 
 
 @pytest.mark.parametrize("status", [200, 202, 403, 503])
-def test_an_export_request_that_gets_a_web_page_is_not_accepted(sandbox, query, status):
+def test_a_web_page_does_not_count_as_the_acceptance_of_an_export_request(sandbox, query, status):
     sandbox.faults.path = PATH
-    add_response(sandbox, status, PAGE, 2)
+    add_response(sandbox, status, PAGE)
 
     land(REQUEST, OLD)
 
@@ -106,7 +106,7 @@ def test_an_export_request_that_gets_a_web_page_is_not_accepted(sandbox, query, 
 def test_a_refused_export_request_quotes_the_exchange(sandbox):
     sandbox.binance.kickbacks.set(kickbacks(OLD[0], 3))
     sandbox.faults.path = PATH
-    add_response(sandbox, 400, {"message": "Too many exports this month.", "errorCode": "-18007"}, 2)
+    add_response(sandbox, 400, {"message": "Too many exports this month.", "errorCode": "-18007"})
 
     run = land(REQUEST, OLD)
 

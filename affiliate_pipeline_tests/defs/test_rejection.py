@@ -25,7 +25,7 @@ from affiliate_pipeline_tests.defs.rebates import (
     with_row_limit,
 )
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 GOOD, BAD = DAYS[0], DAYS[1]
 
@@ -236,7 +236,7 @@ def test_rejected_rows_land_once_the_missing_field_is_declared_optional(sandbox,
     assert query("select count(*) from affiliate.rejected_row") == [(0,)]
 
 
-def test_a_day_without_rejected_rows_fails_with_from_rejected(sandbox, known_keys, query):
+def test_a_day_without_rejected_rows_fails_with_from_rejected(sandbox, verified_keys, query):
     run = land(KEY, [GOOD], from_rejected=True)
 
     assert "has no rows of it" in run.failed[GOOD]

@@ -10,7 +10,7 @@ from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.events import description_of
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 NEW_USER, CUSTOMIZATION, USER = "binance/if_new_user", "binance/customization", "binance/user_customization"
 SNAPSHOTS = (NEW_USER, CUSTOMIZATION, USER)
@@ -75,7 +75,7 @@ def test_the_clients_own_id_lands_with_the_requested_agent_code(sandbox, query):
 
 
 def test_a_response_may_be_a_list_a_row_or_empty(sandbox, query):
-    # Each response replaces the rows of the one before; null is refused where rows had landed.
+    # Each response replaces the rows of the one before. null comes first, since it is refused once rows have landed.
     for body, landed in (
         ("null", []),
         ('[{"customerId":"a"},{"customerId":"b","apiAgentCode":"OTHER"}]', [("OTHER", "b"), ("SANDBOX1", "a")]),

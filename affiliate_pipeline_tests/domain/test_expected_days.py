@@ -8,7 +8,7 @@ from affiliate_pipeline.domain.days import days_from
 from affiliate_pipeline.domain.expected_days import Timetable, expected_days, newest_scheduled
 
 HOUR = timedelta(hours=1)
-HISTORY = Timetable("history", ZoneInfo("UTC"), None, timedelta(0), timedelta(days=30))
+HISTORY = Timetable("history", ZoneInfo("UTC"), lands_at=None, settles_after=timedelta(0), retention=timedelta(days=30))
 RECENT = Timetable("recent", ZoneInfo("UTC"), time(0, 15), 48 * HOUR, timedelta(days=7), fallback=HISTORY)
 SHANGHAI = Timetable("trades", ZoneInfo("Asia/Shanghai"), time(10, 35), 10.5 * HOUR, None)
 SNAPSHOT = Timetable("users", ZoneInfo("Asia/Shanghai"), time(12), timedelta(0), None, is_snapshot=True)
@@ -46,7 +46,7 @@ def test_a_day_is_overdue_an_hour_after_the_schedule_that_should_land_or_settle_
     assert HISTORY.overdue_at_ms(nov(5), settled=False) is None
 
 
-def test_a_day_is_scheduled_once_all_schedules_should_have_landed_it():
+def test_the_newest_scheduled_day_is_the_newest_that_all_schedules_should_have_landed():
     def newest(now_ms: int, *timetables: Timetable) -> date:
         return newest_scheduled(timetables, now_ms)
 
@@ -55,7 +55,7 @@ def test_a_day_is_scheduled_once_all_schedules_should_have_landed_it():
     # 10:35 in Shanghai is 02:35 in UTC.
     assert newest(ms(nov(6), "02:35") - 1, RECENT, SHANGHAI) == nov(4)
     assert newest(ms(nov(6), "02:35"), RECENT, SHANGHAI) == nov(5)
-    # Without a schedule, a day counts as landed at its end.
+    # A day of an asset that no schedule lands should have landed at its end.
     assert (newest(ms(nov(6), "00:00") - 1, HISTORY), newest(ms(nov(6), "00:00"), HISTORY)) == (nov(4), nov(5))
 
 

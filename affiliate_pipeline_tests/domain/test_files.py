@@ -35,7 +35,7 @@ def test_a_link_still_leads_to_the_file(tmp_path):
     assert link.is_symlink() and path.read_text() == "new"
 
 
-def full(_file: object) -> None:
+def write_to_full_disk(_file: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -49,7 +49,7 @@ def test_an_error_names_the_file_and_no_temporary_one(tmp_path, name, kind):
 
 def test_an_error_of_writing_names_the_file(tmp_path):
     with pytest.raises(OSError) as raised, replacing(tmp_path / "x") as file:
-        full(file)
+        write_to_full_disk(file)
     assert raised.value.filename == str(tmp_path / "x")
 
 

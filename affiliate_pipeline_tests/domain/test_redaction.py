@@ -156,6 +156,7 @@ def test_text_that_is_no_secret_is_not_removed(text):
 
 @pytest.mark.parametrize("before", ["error: ", "code -1022: ", "a=b:", "refused: secret: "])
 def test_a_secret_after_another_name_is_redacted(before):
+    # After `secret: `, all of `token=abcdef123456` is the secret.
     assert redact(f"{before}token=abcdef123456, b") == f"{before}token=***, b".replace(
         "secret: token=***", "secret: ***"
     )

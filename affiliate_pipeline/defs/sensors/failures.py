@@ -42,7 +42,7 @@ from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 
 RUNS_PER_TICK = 200
-DAY_S = 86_400
+FIRST_TICK_MAX_AGE_S = 86_400
 # Event ids are assigned before the commit, so a lower id may still appear after a higher one was read.
 MAX_COMMIT_DELAY_S = 60
 # The daemon launches retries every 5 s. A retry that is not launched within this time is not expected any more: the
@@ -99,7 +99,7 @@ def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, o
     """Raise the alerts about ended runs; a failed tick is repeated, unlike with Dagster's run failure sensor."""
     ui = pipeline.alerts().dagster_ui_url
     # Ignore failures older than a day: the overdue monitor reports what is still missing.
-    cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - DAY_S}
+    cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - FIRST_TICK_MAX_AGE_S}
     raised = 0
     with pipeline.outbox() as outbox:
         for event_type in (DagsterEventType.RUN_FAILURE, DagsterEventType.RUN_SUCCESS, DagsterEventType.RUN_CANCELED):

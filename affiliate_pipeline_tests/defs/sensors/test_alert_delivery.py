@@ -18,7 +18,7 @@ from affiliate_pipeline.exchanges.registry import DEFAULT, ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline_tests.conftest import RESOURCES
-from affiliate_pipeline_tests.defs.conftest import materialized
+from affiliate_pipeline_tests.defs.conftest import run_rebates
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, EMAIL, KEY, at, rebate
 from affiliate_pipeline_tests.smtp import Smtp, text_of
@@ -76,7 +76,7 @@ def test_the_alert_of_a_failed_run_arrives_complete_and_without_secrets(sandbox,
     sandbox.faults.fail_day(DAYS[2], status=400, code=-1127)
     with Smtp() as smtp:
         monkeypatch.setenv("ALERT_URLS", f"{webhook.url}, {smtp.url}")
-        run_id = materialized(instance, DAYS[:3])
+        run_id = run_rebates(instance, DAYS[:3])
         tick()
         tick()
     (message,), (mail,) = webhook.messages, smtp.mails
@@ -267,8 +267,8 @@ def test_only_one_process_delivers(outbox, webhook, tick):
 def test_a_recovery_is_reported_once_when_the_last_day_has_landed(sandbox, instance, webhook, tick):
     for day in DAYS[1:3]:
         sandbox.faults.fail_day(day, status=400, code=-1127)
-    materialized(instance, DAYS[:4])
-    materialized(instance, DAYS[1:3])
+    run_rebates(instance, DAYS[:4])
+    run_rebates(instance, DAYS[1:3])
     tick()
     sandbox.faults.clear()
     assert land(KEY, DAYS[1:2]).success
@@ -286,7 +286,7 @@ def test_a_day_that_fails_again_is_reported_again(sandbox, instance, webhook, ti
     day = DAYS[0]
     for _ in range(2):
         sandbox.faults.fail_day(day, status=400, code=-1127)
-        materialized(instance, [day])
+        run_rebates(instance, [day])
         tick()
         sandbox.faults.clear()
         assert land(KEY, [day]).success

@@ -37,7 +37,7 @@ from affiliate_pipeline.monitoring import alerts
 from affiliate_pipeline.monitoring.outbox import Outbox
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import RESOURCES
-from affiliate_pipeline_tests.defs.conftest import materialized
+from affiliate_pipeline_tests.defs.conftest import run_rebates
 from affiliate_pipeline_tests.defs.direct_runs import land
 from affiliate_pipeline_tests.defs.rebates import DAYS, KEY, rebates
 
@@ -49,7 +49,7 @@ SUCCESS, SKIPPED, FAILURE = TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.F
 
 @pytest.fixture
 def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert]]:
-    """Evaluates a sensor from the cursor of the last tick of any sensor, and returns all alerts raised so far."""
+    """Evaluates a sensor and returns all alerts raised so far; `failed_run_alert` continues from its last cursor."""
     monkeypatch.setenv("DAGSTER_UI_URL", "http://ui.example:3000/")
     cursor: list[str | None] = [None]
 
@@ -58,7 +58,7 @@ def tick(instance, database_url, monkeypatch) -> Callable[..., list[alerts.Alert
         sensor(context)
         cursor[0] = context.cursor
         with Outbox(database_url) as outbox:
-            return [alert for alert, _ in outbox.due("any target")]
+            return [alert for alert, _ in outbox.due("a target without deliveries")]
 
     return tick
 
@@ -77,7 +77,7 @@ def test_failed_days_and_failed_ticks_in_dagsters_tables_in_postgresql_are_repor
 ):
     for day in (DAYS[1], DAYS[3]):
         sandbox.faults.fail_day(day, status=400, code=-1127)
-    run_id = materialized(instance, DAYS)
+    run_id = run_rebates(instance, DAYS)
 
     (alert,) = tick()
     failed_days = format_days([DAYS[1], DAYS[3]])
@@ -103,19 +103,19 @@ def test_days_with_the_same_cause_are_grouped_whatever_had_landed_before(sandbox
     assert land(KEY, DAYS[:2]).success
     for day in DAYS[:3]:
         sandbox.faults.fail_day(day, status=400, code=-1127)
-    materialized(instance, DAYS[:3])
+    run_rebates(instance, DAYS[:3])
     assert f"\n{format_days(DAYS[:3])}: " in tick()[0].text
 
 
 def test_each_failed_run_raises_one_alert(sandbox, instance, tick):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
     for _ in range(2):
-        materialized(instance, DAYS[-1:])
+        run_rebates(instance, DAYS[-1:])
         tick()
     assert len(tick()) == 2
 
 
-def test_prices_that_fail_every_hour_raise_one_alert_a_day(instance, tick):
+def test_runs_on_one_date_that_fail_for_the_prices_of_the_same_day_share_an_alert(instance, tick):
     @dg.asset(key=PRICE.split("/"), partitions_def=dg.StaticPartitionsDefinition([f"{day}" for day in DAYS]))
     def fails() -> None:
         raise dg.Failure("no response")
@@ -127,7 +127,7 @@ def test_prices_that_fail_every_hour_raise_one_alert_a_day(instance, tick):
 
 def test_the_tick_after_a_failed_tick_raises_its_alerts(sandbox, instance, tick, monkeypatch):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
-    materialized(instance, DAYS[-1:])
+    run_rebates(instance, DAYS[-1:])
     with monkeypatch.context() as broken:
         broken.setattr(sensors, "MAX_COMMIT_DELAY_S", 0)
         broken.setenv("AFFILIATE_DATABASE_URL", "postgresql://user@127.0.0.1:1/nothing")
@@ -136,9 +136,11 @@ def test_the_tick_after_a_failed_tick_raises_its_alerts(sandbox, instance, tick,
     assert len(tick()) == 1
 
 
-def test_a_run_is_read_again_only_while_earlier_events_may_appear(sandbox, instance, tick, monkeypatch):
+def test_a_run_is_read_again_only_while_events_with_lower_ids_may_still_be_committed(
+    sandbox, instance, tick, monkeypatch
+):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
-    materialized(instance, DAYS[-1:])
+    run_rebates(instance, DAYS[-1:])
     read = []
     monkeypatch.setattr(sensors, "_alerts", lambda context, run, *_: read.append(run.run_id) or [])
     tick()
@@ -160,22 +162,22 @@ def test_a_tick_reads_a_limited_number_of_runs(tick, launch_failing_run, monkeyp
 
 def test_the_first_tick_ignores_old_failures(sandbox, instance, tick, monkeypatch):
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
-    materialized(instance, DAYS[-1:])
-    monkeypatch.setattr(sensors, "DAY_S", -1)
+    run_rebates(instance, DAYS[-1:])
+    monkeypatch.setattr(sensors, "FIRST_TICK_MAX_AGE_S", -1)
     assert tick() == []
 
 
 def test_later_ticks_report_failures_of_any_age(sandbox, instance, tick, monkeypatch):
     tick()
-    monkeypatch.setattr(sensors, "DAY_S", -1)
+    monkeypatch.setattr(sensors, "FIRST_TICK_MAX_AGE_S", -1)
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
-    materialized(instance, DAYS[-1:])
+    run_rebates(instance, DAYS[-1:])
     assert len(tick()) == 1
 
 
 def test_a_rejected_key_is_reported_once_as_the_cause_of_every_day(sandbox, instance, tick, monkeypatch):
     monkeypatch.setenv("BINANCE_PARTNER_API_KEY", "unknown-key")
-    materialized(instance, DAYS[:3])
+    run_rebates(instance, DAYS[:3])
     (alert,) = tick()
     assert alert.title == f"{KEY} failed for {format_days(DAYS[:3])}"
     assert alert.text.count("-2015") == 1
@@ -185,7 +187,7 @@ def test_a_rejected_key_is_reported_once_as_the_cause_of_every_day(sandbox, inst
 
 def test_a_missing_setting_is_reported(sandbox, instance, tick, monkeypatch):
     monkeypatch.delenv("BINANCE_PARTNER_API_SECRET")
-    materialized(instance, DAYS[-1:])
+    run_rebates(instance, DAYS[-1:])
     assert "BINANCE_PARTNER_API_SECRET is not set" in tick()[0].text
 
 
@@ -194,7 +196,7 @@ def test_an_internal_error_is_reported_with_its_days_and_cause(sandbox, instance
         raise ZeroDivisionError("a defect in the code")
 
     monkeypatch.setattr(assets, "land_days", fail)
-    materialized(instance, DAYS[-2:])
+    run_rebates(instance, DAYS[-2:])
     (alert,) = tick()
     assert alert.title == f"{KEY} failed for {format_days(DAYS[-2:])}"
     assert "2 days failed, 0 landed." in alert.text
@@ -248,11 +250,11 @@ def test_only_own_assets_of_a_shared_run_are_reported(sandbox, instance, tick):
     def sales() -> dg.MaterializeResult:
         raise dg.Failure("another team's failure")
 
-    materialized(instance, DAYS[-2:], sales)
+    run_rebates(instance, DAYS[-2:], sales)
     assert tick() == []
 
     sandbox.faults.fail_day(DAYS[-1], status=400, code=-1127)
-    materialized(instance, DAYS[-2:], sales)
+    run_rebates(instance, DAYS[-2:], sales)
     (alert,) = tick()
     assert alert.failed == {KEY: (DAYS[-1],)}
     assert "-1127" in alert.text and "sales" not in alert.text + alert.title and "another" not in alert.text
@@ -336,6 +338,7 @@ def will_retry(instance: dg.DagsterInstance, run_id: str) -> str | None:
 
 def test_a_run_started_on_the_command_line_is_reported_because_it_is_never_retried(instance, tick, retries):
     run_id = dg.materialize([failing_roster()], instance=instance, raise_on_error=False).run_id
+    # The tag shows only what Dagster intends: it launches no retry of a run from the command line.
     assert will_retry(instance, run_id) == "true"
     assert len(tick()) == 1
     assert len(tick()) == 1
@@ -417,7 +420,7 @@ def test_a_run_is_reported_once_dagster_has_decided_not_to_retry_it(instance, ti
 
 
 def test_a_successful_run_raises_no_alert(sandbox, instance, tick):
-    materialized(instance, DAYS[-2:])
+    run_rebates(instance, DAYS[-2:])
     assert tick() == []
 
 
@@ -431,7 +434,7 @@ def test_a_cancelled_run_raises_no_alert(instance, tick):
 
 def test_the_failed_checks_of_a_successful_run_raise_one_alert_with_their_days(sandbox, instance, tick):
     sandbox.binance.set_rebates(row | {"tier": "gold"} for day in DAYS[:2] for row in rebates(day, 2))
-    run_id = materialized(instance, DAYS[:2])
+    run_id = run_rebates(instance, DAYS[:2])
     (alert,) = tick()
     assert f"{KEY}: check day_is_sound failed for " in alert.title
     assert "tier" in alert.text

@@ -37,7 +37,7 @@ from affiliate_pipeline_tests.defs.kickbacks import (
 )
 from affiliate_pipeline_tests.defs.rebates import TODAY, ago, at
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ def test_a_daemon_killed_before_the_launch_requests_the_same_run_again(sandbox, 
 
 def test_a_failed_run_is_retried_a_limited_number_of_times(sandbox, rows, tick, instance):
     land(REQUEST, OLD)
-    # Failed runs of another database's export that has the same id do not count.
+    # Failed runs of another code location do not count, although an export in its database has the same id.
     for number in range(MAX_RUNS):
         of_another = dg.RunRequest(f"another-{number}", asset_selection=[dg.AssetKey("other")], tags={EXPORT_TAG: "1"})
         add_run(instance, of_another, dg.DagsterRunStatus.FAILURE)
@@ -253,8 +253,8 @@ def test_a_rejected_key_delays_the_next_poll_and_the_export_expires_with_one_ale
     requested = len(sandbox.requests)
     tick(due=False)
     assert len(sandbox.requests) == requested and alerts(query) == []
-    last = exports(query, "state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")
-    assert last == [(state, True, True)]
+    found = exports(query, "state, note like '%%BINANCE_CLIENT_API_SECRET%%', expires_at > now()")
+    assert found == [(state, True, True)]
 
     query("update binance.kickback_historical_collection set expires_at = now() - interval '1 s'")
     tick()
@@ -351,16 +351,16 @@ def test_days_that_all_expired_while_they_waited_are_reported_as_lost(sandbox, r
     assert "These days can no longer be requested" in text and "cause" not in text
 
 
-@pytest.mark.parametrize(("change", "max_posts"), [("mark_collecting", 2), ("msg", 3), ("state=ready", 2)])
-def test_a_killed_daemon_resumes_from_every_state(sandbox, rows, query, tick, monkeypatch, change, max_posts):
+@pytest.mark.parametrize(("killed_before", "max_posts"), [("mark_collecting", 2), ("msg", 3), ("state=ready", 2)])
+def test_a_killed_daemon_resumes_from_every_state(sandbox, rows, query, tick, monkeypatch, killed_before, max_posts):
     # The exchange offers no file during the two requests and the next two polls.
     sandbox.faults.pending.extend(["message"] * 4)
     land(REQUEST, OLD[:1])
     land(REQUEST, OLD[1:])
-    if change != "state=ready":
+    if killed_before != "state=ready":
         assert land(HISTORY, OLD[:1]).success
     with monkeypatch.context() as patched:
-        kill_before(patched, change)
+        kill_before(patched, killed_before)
         for _ in range(50):
             try:
                 tick()
@@ -369,7 +369,7 @@ def test_a_killed_daemon_resumes_from_every_state(sandbox, rows, query, tick, mo
         else:
             pytest.fail("the daemon was not killed")
 
-    if change == "state=ready":
+    if killed_before == "state=ready":
         assert land(HISTORY, OLD[:1]).success
     tick()
     tick()
@@ -412,8 +412,8 @@ def test_the_runbook_quotes_the_alert():
         is_just_expired=True,
         age_s=0.0,
     )
-    [account] = export_endpoints(ENDPOINTS)
-    alert = expired_alert(account, expired, at(date(2026, 11, 20)))
+    [account_endpoints] = export_endpoints(ENDPOINTS)
+    alert = expired_alert(account_endpoints, expired, at(date(2026, 11, 20)))
     runbook = (Path(__file__).parents[3] / "docs" / "runbook.md").read_text()
     assert f"    {alert.title}\n    {alert.text}\n" in runbook
 
@@ -468,7 +468,7 @@ def test_days_before_the_first_landed_one_and_days_that_recent_records_retain_ar
     assert requested_ranges() == []
 
 
-def test_days_older_than_the_history_are_not_requested(sandbox, requested_ranges):
+def test_days_that_the_history_no_longer_retains_are_not_requested(sandbox, requested_ranges):
     assert requested_ranges(recent=[ago(60)]) == [f"{ago(29)}...{ago(7)}"]
 
 

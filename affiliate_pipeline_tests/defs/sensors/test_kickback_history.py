@@ -33,7 +33,7 @@ from affiliate_pipeline_tests.defs.kickbacks import (
 from affiliate_pipeline_tests.defs.rebates import DAYS, SETTLED, ago, at
 from affiliate_pipeline_tests.http.test_unpacking import PACKINGS, zipped
 
-pytestmark = pytest.mark.usefixtures("known_keys")
+pytestmark = pytest.mark.usefixtures("verified_keys")
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Records the pauses of runs in seconds instead of sleeping; a test may replace `fetch.sleep` to act during them."""
     slept: list[float] = []
     monkeypatch.setattr(fetch, "sleep", slept.append)
-    # Six times the default, so that a run polls less often; both time limits are multiples of it.
+    # Six times the default, so that a run polls less often; `MAX_WAIT_S` and `REQUEST_WAIT_S` are multiples of it.
     monkeypatch.setattr(fetch, "POLL_S", 30)
     return slept
 
@@ -330,6 +330,7 @@ def test_an_expired_url_is_replaced_by_a_fresh_one(sandbox, rows, query):
     sandbox.faults.expired_urls = 2
     assert land(HISTORY, OLD).success
     assert_landed(query, rows)
+    # The poll received the first expired URL, and fetched no file.
     assert [len(sandbox.binance.kickbacks.file_headers), len(posts(sandbox))] == [2, 1]
 
 
@@ -351,6 +352,7 @@ def test_an_incomplete_file_is_fetched_again_and_not_stored(sandbox, rows, query
     sandbox.faults.path = "/kickback-history/"
     for number, headers in enumerate(({}, {"Content-Encoding": "gzip"})):
         land(REQUEST, [OLD[number]])
+        # The last one is for the next run, which then fetches the file again.
         sandbox.faults.next_responses.extend([(200, headers, part)] * (fetch.MAX_DOWNLOADS + 1))
 
         run = land(HISTORY, [OLD[number]])
@@ -614,9 +616,11 @@ def test_the_history_has_no_upstream_asset():
 # Killed processes
 
 
-def test_a_poll_that_fails_after_a_kill_does_not_withdraw_the_file_by_another_post(sandbox, rows, query, monkeypatch):
+def test_a_failed_poll_after_a_kill_leads_to_no_other_post_which_would_withdraw_the_file(
+    sandbox, rows, query, monkeypatch
+):
     with monkeypatch.context() as patched:
-        kill_before(patched, "msg")
+        kill_before(patched, "msg")  # after the POST, before its response is recorded
         assert not materialize(REQUEST, OLD).success
     sandbox.faults.path = PATH
     sandbox.faults.next_responses.append((500, {}, b""))
@@ -628,10 +632,10 @@ def test_a_poll_that_fails_after_a_kill_does_not_withdraw_the_file_by_another_po
     assert_landed(query, rows)
 
 
-@pytest.mark.parametrize("change", ["mark_collecting", "msg"])
-def test_a_run_killed_around_its_post_leads_to_at_most_one_more_post(sandbox, rows, query, monkeypatch, change):
+@pytest.mark.parametrize("killed_before", ["mark_collecting", "msg"])
+def test_a_run_killed_around_its_post_leads_to_at_most_one_more_post(sandbox, rows, query, monkeypatch, killed_before):
     with monkeypatch.context() as patched:
-        kill_before(patched, change)
+        kill_before(patched, killed_before)
         assert not materialize(REQUEST, OLD).success
     assert query("select count(*) from binance.kickback_historical_request") == [(0,)]
 
@@ -641,12 +645,12 @@ def test_a_run_killed_around_its_post_leads_to_at_most_one_more_post(sandbox, ro
     assert_landed(query, rows)
 
 
-@pytest.mark.parametrize("change", ["state=ready", "state=landed", "state=collecting"])
-def test_a_landing_killed_in_any_state_results_in_the_same_rows(sandbox, rows, query, monkeypatch, change):
+@pytest.mark.parametrize("killed_before", ["state=ready", "state=landed", "state=collecting"])
+def test_a_landing_killed_in_any_state_results_in_the_same_rows(sandbox, rows, query, monkeypatch, killed_before):
     land(REQUEST, OLD)
     sandbox.faults.pending.append("message")
     with monkeypatch.context() as patched:
-        kill_before(patched, change)
+        kill_before(patched, killed_before)
         with pytest.raises(Killed):
             land(HISTORY, OLD)
 

@@ -18,7 +18,6 @@ from affiliate_pipeline.exchanges.endpoint import Records
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.monitoring.alerts import Alert
 from affiliate_pipeline.monitoring.outbox import Outbox
-from affiliate_pipeline.monitoring.overdue import OverdueStore
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import RESOURCES
 from affiliate_pipeline_tests.defs.direct_runs import land
@@ -96,28 +95,26 @@ def daemon(sandbox, instance, monkeypatch) -> Daemon:
 
 
 @pytest.fixture
-def add_landed_days(query, sandbox, database_url) -> Callable[..., None]:
+def add_landed_days(query, sandbox) -> Callable[..., None]:
     """Adds days of an asset to the ledger."""
 
     def landed(key: str, *days: date) -> None:
-        with OverdueStore(database_url):
-            for day in days:
-                query(
-                    "insert into affiliate.landing values (%s, %s, 1, 'hash', true, 'source', now(), now(), 'run')",
-                    key,
-                    day,
-                )
+        for day in days:
+            query(
+                "insert into affiliate.landing values (%s, %s, 1, 'hash', true, 'source', now(), now(), 'run')",
+                key,
+                day,
+            )
 
     return landed
 
 
 @pytest.fixture
-def alerts(query, database_url) -> Callable[[], list[tuple[str, str]]]:
+def alerts(query) -> Callable[[], list[tuple[str, str]]]:
     """The titles and texts of all alerts about the rebates, oldest first."""
 
     def alerts() -> list[tuple[str, str]]:
-        with Outbox(database_url):
-            return query("select title, text from affiliate.alert where title like %s order by raised_at", f"%{KEY}%")
+        return query("select title, text from affiliate.alert where title like %s order by raised_at", f"%{KEY}%")
 
     return alerts
 
@@ -208,7 +205,7 @@ def test_a_day_that_a_run_has_just_failed_to_land_is_requested_an_hour_later(san
     assert [days_of(request) for request in daemon.tick()] == [(f"{ago(4)}", f"{ago(4)}")]
 
 
-def test_the_check_agrees_with_the_counts_of_partitions(sandbox, daemon, monkeypatch):
+def test_the_check_counts_failed_and_missing_partitions_as_dagster_does(sandbox, daemon, monkeypatch):
     monkeypatch.setenv("AFFILIATE_START_DATE", f"{ago(5)}")
     sandbox.faults.fail_day(ago(1), status=400, code=-1127)
     days = {"dagster/asset_partition_range_start": f"{ago(3)}", "dagster/asset_partition_range_end": f"{ago(1)}"}
@@ -311,6 +308,7 @@ def test_the_check_is_recorded_daily_and_after_each_change_or_run(sandbox, daemo
 def test_the_check_is_recorded_when_only_its_severity_changes(sandbox, daemon, add_landed_days, query):
     add_landed_days(KEY, ago(4), ago(2), ago(1))
     daemon.tick()
+    # `said` is the level last reported, on which the severity depends.
     query("update affiliate.watch set said = 'BELOW_12_HOURS'")
     daemon.tick()
     assert (daemon.evaluations, daemon.severity()) == (1, dg.AssetCheckSeverity.ERROR)
@@ -362,7 +360,7 @@ def test_the_heartbeat_stops_while_alerts_are_not_delivered(daemon, webhook, hea
         outbox.add(Alert("2", "old", "text"), now - timedelta(minutes=70))
         assert "an hour old have not been delivered: 1. The failed ticks of alert_delivery" in daemon.beat()
         assert len(webhook.calls) == 1
-        outbox.complete_deliveries([])
+        outbox.complete_deliveries([])  # Without targets, every alert counts as delivered.
     daemon.beat()
     assert len(webhook.calls) == 2
 
