@@ -259,7 +259,7 @@ def test_the_header_of_the_file_is_optional(sandbox, set_desired_ids):
 @pytest.mark.parametrize("line_end", ["\r\n", "\r"])
 def test_the_lines_of_the_file_may_end_as_on_any_system(sandbox, set_desired_ids, line_end):
     set_desired_ids(f"new0,{EMAILS[0]}{line_end}new1,{EMAILS[1]}", header=f"customerId,email{line_end}")
-    assert passed(land(PARTNERS, [today()]))
+    assert passed(land(PARTNER_ASSIGNMENT, [today()]))
     assert ids_posted(sandbox) == {"new0": 1, "new1": 1}
 
 
