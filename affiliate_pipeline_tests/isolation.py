@@ -16,8 +16,8 @@ INHERITED_PREFIXES = ("PYTHON", "PYTEST_", "HYPOTHESIS_", "COVERAGE_", "PLAYWRIG
 
 EMPTY_FOLDER = tempfile.mkdtemp(prefix="affiliate_pipeline_tests_")
 # What the commands, Dagster's daemon, web server and code server, and a run import when they start.
-IMPORTED_AT_START = ("definitions", "app.__main__", "app.instance.storage", "app.instance.launcher")
-# The names of the modules loaded once `isolate` has imported these, before any test module is imported.
+ENTRY_MODULES = ("definitions", "app.__main__", "app.instance.storage", "app.instance.launcher")
+# All modules that are loaded once `isolate` has imported these, before any test module is imported.
 LOADED_AT_START: set[str] = set()
 atexit.register(shutil.rmtree, EMPTY_FOLDER, ignore_errors=True)
 
@@ -30,7 +30,7 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def isolate() -> None:
-    """Reduce this process's environment to what tests may see, and import `IMPORTED_AT_START` from an empty folder.
+    """Reduce this process's environment to what tests may see, and import `ENTRY_MODULES` from an empty folder.
 
     The definitions read settings when they are imported. A process that a test has started, as `PYTEST_CURRENT_TEST`
     shows, retains its environment and imports from its folder: the test chose both.
@@ -42,6 +42,6 @@ def isolate() -> None:
         os.environ.clear()
         os.environ.update(environment)
     with chdir(folder):
-        for name in IMPORTED_AT_START:
+        for name in ENTRY_MODULES:
             import_module(f"affiliate_pipeline.{name}")
     LOADED_AT_START.update(sys.modules)

@@ -163,11 +163,11 @@ def test_private_modules_of_dagster_are_imported_in_one_place():
 @cache
 def strings() -> dict[str, str]:
     """The strings of each module outside the sandbox, without docstrings, one per line."""
-    # The setting that is the default of the column `account` has the name of a table.
-    setting = re.compile(r"(set_config|current_setting)\('[\w.]+'")
+    # PostgreSQL's parameter `affiliate.account`, the default of the columns `account`, has the name of a table.
+    parameter = re.compile(r"(set_config|current_setting)\('[\w.]+'")
     return {
         name_of(path): "\n".join(
-            setting.sub("", str(value.value))
+            parameter.sub("", str(value.value))
             for node in nodes(path)
             # A docstring is an expression of its own.
             if not isinstance(node, ast.Expr)
@@ -260,6 +260,7 @@ def repository_modules() -> list[Path]:
 def test_a_module_opens_with_a_docstring():
     # An empty __init__.py needs none. Parsing every module takes as long as all other tests of this file.
     texts = {path: path.read_text(encoding="utf-8") for path in repository_modules()}
+    # A docstring of up to 20 characters counts as none.
     with_docstring = re.compile(r'r?"""(?!.{0,20}""")', re.DOTALL)
     assert [path for path, text in texts.items() if text and not with_docstring.match(text)] == []
 

@@ -54,6 +54,7 @@ UNSTABLE = {
 @pytest.fixture
 def exchange(both_exchanges: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sandbox:
     """Both exchanges at `NOW` with the content of release 0.1.0, and with assignments configured."""
+    # So that it is restored after the test: `continue_clock_from` replaces it for the process.
     monkeypatch.setattr(time, "time_ns", time.time_ns)
     continue_clock_from(NOW)
     customers = tmp_path / "customers.csv"
@@ -123,11 +124,11 @@ def kill_while_landing(exchange: Sandbox, landed: Callable[[], int], key: str, d
 
 
 def test_every_endpoint_lands_what_the_file_expects(exchange, query):
-    def landed_rebates() -> int:
+    def landed_days() -> int:
         return query("select count(*) from affiliate.landing")[0][0] if _exists(query, "affiliate.landing") else 0
 
-    kill_while_landing(exchange, landed_rebates, REBATES, DAYS)
-    assert 0 < landed_rebates() < len(DAYS)
+    kill_while_landing(exchange, landed_days, REBATES, DAYS)
+    assert 0 < landed_days() < len(DAYS)
 
     runs = {key: land(key, DAYS) for key in RECORDS}
     runs |= {key: land(key, [TODAY]) for key in TODAY_ONLY}
@@ -176,6 +177,7 @@ def test_a_database_of_release_0_1_0_lands_the_same_days_unchanged(exchange, que
     uids = {role: f"{uid}" for role, uid in exchange.binance.uids.items()}
     accounts = {**uids, "affiliate": exchange.lbank.own_open_id}
     assert dict(query("select role, identity from affiliate.account where last_seen is not null")) == accounts
+    # The day that was restated and has rejected rows: landing it removes them.
     assert land(REBATES, DAYS[:1]).success
     expected = json.loads(EXPECTED.read_text())
     assert _dump(query)[REBATES] == expected["landed"][REBATES]

@@ -91,6 +91,7 @@ def test_compose_has_only_keys_of_the_specification_and_declares_what_it_uses():
         for other, dependency in service.get("depends_on", {}).items():
             assert dependency["condition"] in CONDITIONS
             if dependency["condition"] == "service_healthy":
+                # The application's image has a HEALTHCHECK.
                 assert "test" in SERVICES[other].get("healthcheck", {}) or SERVICES[other] in APPLICATION.values()
         volumes = [volume.split(":")[0] for volume in service.get("volumes", [])]
         assert {volume for volume in volumes if not volume.startswith(".")} <= COMPOSE["volumes"].keys()

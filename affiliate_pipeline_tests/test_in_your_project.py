@@ -212,7 +212,7 @@ def test_the_sensor_runs_each_change_of_a_day_once(host, served):
     assert {day for day in changed if changed[day] != first[day]} == {f"{DAYS[1]}"}
 
 
-def test_dagsters_data_versions_show_unchanged_days_only_after_runs_of_one_day(host):
+def test_with_data_versions_an_unchanged_day_counts_as_changed_after_a_run_of_several_days(host):
     condition = host.downstream.ON_LANDING.replace("newly_updated", dg.AutomationCondition.data_version_changed())
 
     @dg.asset(deps=[host.downstream.REBATES], partitions_def=host.downstream.DAYS, automation_condition=condition)
@@ -226,7 +226,7 @@ def test_dagsters_data_versions_show_unchanged_days_only_after_runs_of_one_day(h
         ticked = dg.evaluate_automation_conditions(definitions, host.instance, cursor=cursor)
         cursor = ticked.cursor
         requested.append(ticked.get_num_requested(per_change.key))
-    # The first tick has no earlier versions to compare with.
+    # The first tick has no earlier versions to compare with. The last run landed two days, of which one was unchanged.
     assert requested == [0, 0, 2]
 
 

@@ -85,7 +85,7 @@ def used_port() -> Iterator[None]:
 @pytest.mark.e2e
 def test_the_folder_the_environment_and_a_port_in_use_affect_no_test(used_folder, used_port):
     environment = {**os.environ, **ENVIRONMENT, "HOME": str(used_folder), "PYTHONPATH": str(used_folder)}
-    # Without it, the started pytest isolates itself, as it does for a developer.
+    # Without this variable, the started pytest isolates itself, as it does when a developer starts it.
     del environment["PYTEST_CURRENT_TEST"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", *(f"affiliate_pipeline_tests/{test}" for test in TESTS)],

@@ -15,7 +15,7 @@ from affiliate_pipeline_tests.e2e.project import ROOT, Project
 
 _FENCE = "```"
 _EDIT = re.compile(
-    r"^(?P<create>Create|At the end of|In)\s`(?P<path>[^`]+)`"
+    r"^(?P<opening>Create|At the end of|In)\s`(?P<path>[^`]+)`"
     r"(?:,\s(?P<how>after|before|replace)\sthe\sline\s(?P<ticks>`+)(?P<line>.+?)(?P=ticks))?(?:,\sadd|\sby)?:\n\n"
     rf"{_FENCE}\w+\n(?P<block>.*?)^{_FENCE}$",
     re.DOTALL | re.MULTILINE,
@@ -50,7 +50,7 @@ def edits(document: Path) -> list[Edit]:
     """The document's edits, in order. Every fenced block must be one."""
     text = document.read_text(encoding="utf-8")
     found = [
-        Edit(edit["path"], edit["how"] or edit["create"], edit["line"] or "", edit["block"])
+        Edit(edit["path"], edit["how"] or edit["opening"], edit["line"] or "", edit["block"])
         for edit in _EDIT.finditer(text)
     ]
     assert 2 * len(found) == len(re.findall(rf"^{_FENCE}", text, re.MULTILINE)) > 0

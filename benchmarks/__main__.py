@@ -73,7 +73,7 @@ def _measured_section(name: str, quick: bool, rounds: int) -> str:
     lines = [
         f"## ({name}) {title}",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, load average before: {load:.1f}, {seconds:.0f} s.",
+        f"{datetime.now(UTC):%Y-%m-%d}, load average before: {load:.1f}; duration: {seconds:.0f} s.",
         "",
         *(table.markdown() for table in tables),
     ]

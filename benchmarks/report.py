@@ -66,8 +66,8 @@ def run(quick: bool, rounds: int) -> list[Table]:
             ["page", "reading, s", "rendering, s", "KB"],
             lines,
             [
-                "Every account earns every coin every day. What is earned with a customer is in one coin, on each of "
-                f"the last {SPAN_DAYS} days."
+                "Every account earns every coin every day. Each customer has one line on each of the last "
+                f"{SPAN_DAYS} days, always in the same coin."
             ],
         )
     ]

@@ -171,7 +171,7 @@ class Endpoint(Generic[SessionT]):
             return name
         return f"{name}{ALIAS_SEPARATOR}{self.alias.upper()}"
 
-    def require_own_key(self, variables: Mapping[str, str]) -> None:
+    def refuse_shared_key(self, variables: Mapping[str, str]) -> None:
         """Raise `SettingsError` if an account whose variable sorts before this one's has the same key.
 
         Only the first of them is used: the same records would otherwise land in both accounts, and their sums would

@@ -79,7 +79,7 @@ def _open(url: str) -> psycopg.Connection:
 
 
 # URLs that this process has found to give each connection its own session.
-_proven: set[str] = set()
+_urls_with_own_sessions: set[str] = set()
 
 
 def _prove_session(connection: psycopg.Connection, url: str) -> None:
@@ -87,7 +87,7 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
 
     Locks and settings would be lost, or leak into other connections. Checked once per process and URL.
     """
-    if url in _proven:
+    if url in _urls_with_own_sessions:
         return
     mark = (secrets.token_hex(8),)
     with _open(url) as other:
@@ -107,7 +107,7 @@ def _prove_session(connection: psycopg.Connection, url: str) -> None:
                 "locks of a run that is killed would remain",
                 "Set server_reset_query = DISCARD ALL in the pooler's configuration, or use the server's direct address",
             )
-    _proven.add(url)
+    _urls_with_own_sessions.add(url)
 
 
 def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> bool:

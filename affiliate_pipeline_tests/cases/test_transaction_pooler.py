@@ -29,7 +29,7 @@ REFUSED = "leads through a pooler in transaction or statement mode"
 @pytest.fixture(autouse=True)
 def no_cached_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make each test check its addresses again: a process caches the addresses that do not lead to a transaction pooler."""
-    monkeypatch.setattr(connection, "_proven", set())
+    monkeypatch.setattr(connection, "_urls_with_own_sessions", set())
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ def test_the_next_run_lands_after_a_run_was_killed_in_or_between_transactions(
 ):
     rows = rebates(DAYS[0], 20)
     sandbox.binance.set_rebates(rows)
+    # The victim's session for the first key has an open transaction; the one for the second key has none.
     keys = [KEY, KICKBACKS]
     with pgbouncer(database_url, tmp_path, "session", default_pool_size=8) as url:
         monkeypatch.setenv("AFFILIATE_DATABASE_URL", url)
@@ -54,7 +55,7 @@ def test_a_reused_session_has_no_settings_or_locks_of_the_connection_before(data
 
 
 def test_a_pooler_that_does_not_reset_sessions_is_refused(sandbox, database_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(connection, "_proven", set())
+    monkeypatch.setattr(connection, "_urls_with_own_sessions", set())
     with pgbouncer(database_url, tmp_path, "session", server_reset_query="") as url:
         with pytest.raises(StoreUnavailable, match="server_reset_query = DISCARD ALL"):
             Store(url)

@@ -83,6 +83,7 @@ def test_each_failure_of_tls_is_reported_with_what_to_correct(database_url, tmp_
     def reported(url: str, **parameters: object) -> str:
         with pytest.raises(StoreUnavailable) as raised:
             connect(f"{url}?{urlencode(parameters)}")
+        # No message proposes to disable TLS.
         assert "disable" not in f"{raised.value}"
         return f"{raised.value}"
 

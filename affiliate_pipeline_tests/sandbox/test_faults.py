@@ -58,7 +58,8 @@ def test_clear_removes_all_faults(sandbox, caller):
     sandbox.faults.clock_offset_ms = 90_000
     sandbox.faults.transform_row = lambda row: {}
     sandbox.faults.clear()
-    assert all(caller.rebates().json)
+    response = caller.rebates()
+    assert response.status == 200 and response.json and all(response.json)
 
 
 def test_canned_responses_are_sent_once_each_in_order(sandbox, caller):

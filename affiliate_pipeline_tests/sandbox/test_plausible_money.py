@@ -58,6 +58,7 @@ def test_a_few_thousand_usdt_are_earned_per_day(account, rebates, commissions):
 def test_the_value_of_a_day_does_not_depend_on_its_number_of_rows(rows_per_day):
     binance = Sandbox(now=Clock(), rows_per_day=rows_per_day).binance
     binance.retention_ms = None
+    # A Wednesday and a Thursday: less is earned at weekends, and the last of `DAYS` is a Saturday.
     assert all(1000 < rebates_in_usdt(binance.rebates(day), day) < 4000 for day in DAYS[-4:-2])
 
 
@@ -113,7 +114,8 @@ def test_commissions_are_20_to_50_percent_of_the_fees_of_the_team(account, commi
     lbank = account.lbank
     agents = {user["openId"]: user for user in lbank.users if is_agent(user)}
     for day in DAYS[:5]:
-        for trade_type, rate in ((0, "currencyFeeAmt"), (1, "contractFeeAmt")):
+        # LBank's names of an agent's commission rates, in percent.
+        for trade_type, rate_field in ((0, "currencyFeeAmt"), (1, "contractFeeAmt")):
             rows = [row for row in commissions[day] if row["tradeType"] == trade_type]
             teams = {row["openId"]: Decimal(row["feeAmt"]) for row in lbank.team_trades(day, trade_type)}
             [own] = [
@@ -127,8 +129,8 @@ def test_commissions_are_20_to_50_percent_of_the_fees_of_the_team(account, commi
             assert commissions_in_usdt(rows, day) == pytest.approx(fees / 2, rel=Decimal("0.01"))
             assert fees / 5 * Decimal("0.99") < by_agent.pop(lbank.own_open_id) < fees / 2 * Decimal("1.01")
             for open_id, amount in by_agent.items():
-                assert 20 <= int(agents[open_id][rate]) <= 30
-                assert amount < teams[open_id] * int(agents[open_id][rate]) / 100 * Decimal("1.01")
+                assert 20 <= int(agents[open_id][rate_field]) <= 30
+                assert amount < teams[open_id] * int(agents[open_id][rate_field]) / 100 * Decimal("1.01")
 
 
 def test_a_stated_value_of_a_commission_is_that_of_the_close(commissions):
@@ -162,6 +164,7 @@ def test_deposits_and_balances_are_of_a_plausible_size(account):
     assert 100 < sum(values) / len(values) < 2000 and max(values) < 100_000
     balances = [Decimal(user["currencyTotalFeeAmt"]) for user in account.lbank.users if user["deposit"]]
     assert 0 < max(balances) < 1_000_000
+    # LBank's names of the spot assets in USDT, and of all spot assets.
     assert all(
         Decimal(user["currencyTotalFeeAmtUsdt"]) <= Decimal(user["currencyTotalFeeAmt"]) for user in account.lbank.users
     )

@@ -124,6 +124,7 @@ def test_a_stopped_sandbox_has_no_threads(clock, connect):
     before = threading.active_count()
     with Sandbox(now=clock) as sandbox, connect(sandbox) as caller:
         caller.rebates()
+        # The server's thread, and one for the connection.
         assert threading.active_count() == before + 2
     deadline = time.monotonic() + 60
     while threading.active_count() > before and time.monotonic() < deadline:

@@ -159,7 +159,7 @@ def landed(database_url):
     """Lands rows of `Thing` and returns the table's rows of the day."""
     with Store(database_url) as store:
         endpoint_tables.ensure(store.connection, THINGS)
-        writer = DayWriter(store.connection, THINGS, "test", ["test"], "r", allow_shrink=True)
+        writer = DayWriter(store.connection, THINGS, source="test", sources=["test"], run_id="r", allow_shrink=True)
 
         def land(rows: list[bytes]) -> list[tuple]:
             batch = DayBatch(DAY, rows, len(rows), requests=0)
@@ -248,6 +248,7 @@ def test_an_invalid_64_bit_integer_is_rejected(json_text):
     assert problem.startswith("order_id: not a whole number of 64 bits in 1 row, such as ")
 
 
+# Among these: seconds just before 2009, milliseconds just after the start of 2100, and microseconds.
 @pytest.mark.parametrize("ms", [0, -1, 1_230_767_999, 4_102_444_800_001, 1_748_952_000_000_000, 2**63 - 1])
 def test_an_instant_out_of_range_is_rejected(ms):
     (problem,) = problems(row(tradeTime=ms))
@@ -368,7 +369,7 @@ def test_placeholders_of_a_missing_value_are_null_however_the_names_are_spelled(
     assert values(parse(Thing, [row(), respelled]), name)[1:] == [None]
 
 
-def test_a_duplicate_field_is_rejected_with_any_spacing():
+def test_a_field_with_two_different_values_is_rejected_with_any_spacing():
     for colon in (b":", b" : ", b"\t:"):
         twice = row(name="a:b").replace(b"}", b', "income"' + colon + b'"2"}')
         assert problems(twice) == ["income: the field occurs twice in 1 row, such as '\"2\"'"]

@@ -94,7 +94,7 @@ def credentials(role: str) -> tuple[str, str]:
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> BinanceSession:
     """A session with the endpoint's account; raises SettingsError. Sends nothing yet."""
-    endpoint.require_own_key(variables)
+    endpoint.refuse_shared_key(variables)
     default_names = credentials(endpoint.role)
     settings = Binance.load(variables, *default_names, *endpoint.requires, variable=endpoint.variable)
     api_key, secret = map(settings.secret, default_names)

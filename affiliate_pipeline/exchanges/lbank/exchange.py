@@ -62,7 +62,7 @@ class LBankSession(Session):
 
 def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str]) -> LBankSession:
     """A session for the endpoint; raises SettingsError. Sends nothing yet."""
-    endpoint.require_own_key(variables)
+    endpoint.refuse_shared_key(variables)
     settings = LBank.load(variables, *CREDENTIALS, variable=endpoint.variable)
     own_open_id = settings.lbank_open_id
     clock, network = Clock(), Network(variables)

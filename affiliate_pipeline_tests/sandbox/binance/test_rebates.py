@@ -177,7 +177,7 @@ def test_rows_set_by_a_test_replace_all_rows(sandbox):
 
 
 def test_a_generated_day_is_the_same_in_every_process():
-    # The seed of `hash` differs between the processes that run this test.
+    # Python's `hash()` of a text differs between processes: this test fails if the rows depend on it.
     rows = generated_day(DAY, 3000).rows
     assert (len(rows), hashlib.sha256(b"".join(rows)).hexdigest()[:16]) == (3511, "17eeea547381f18d")
 

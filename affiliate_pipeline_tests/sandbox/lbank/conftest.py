@@ -35,7 +35,7 @@ class LBankCaller(Connection):
         return {name: str(value) for name, value in given.items() if value is not None}
 
     def signed(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """The parameters to send: those of `stamped` and `sign`."""
+        """The parameters to send: those of `stamped`, and the signature as `sign`."""
         stamped = self.stamped(params)
         text = "&".join(f"{name}={stamped[name]}" for name in sorted(stamped))
         return stamped | {"sign": self.sign(hashlib.md5(text.encode()).hexdigest().upper().encode())}

@@ -9,6 +9,7 @@ from affiliate_pipeline.sandbox.lbank.days import start_of
 
 TODAY = date(2025, 6, 3)
 YESTERDAY = TODAY - timedelta(1)
+# Seven days; the last one is the day before yesterday.
 WEEK = [TODAY - timedelta(back) for back in range(8, 1, -1)]
 INFO = "invite/user/info"
 LISTS = ("invite/user/list", "invite/user/team/list")

@@ -19,6 +19,7 @@ def test_every_parameter_except_start_is_required(lbank, lbank_caller, path):
 
 @pytest.mark.parametrize("path", VALID_PARAMS)
 def test_invalid_values_and_unknown_parameters_are_refused(lbank, lbank_caller, path):
+    # A startTime of 2 is after the endTime of `VALID_PARAMS`.
     invalid = {
         "startTime": ("-1", "1.5", "2"), "endTime": ("x",), "start": ("-1", "a", ""), "pageSize": ("1.0",),
         "tradeType": ("2", "spot", "00"), "userType": ("all", "SUBS"), "subInOutType": ("On-chain Deposit",),

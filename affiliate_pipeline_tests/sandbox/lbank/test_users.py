@@ -50,7 +50,7 @@ def test_2_to_4_users_register_every_day(large_lbank):
 
 @pytest.mark.parametrize("days_after", [5, 45])
 def test_a_past_day_is_the_same_in_every_process_and_at_every_time(clock, days_after):
-    # The seed of `hash` differs between the processes that run this test.
+    # Python's `hash()` of a text differs between processes: this test fails if the rows depend on it.
     day = date(2025, 5, 22)
     clock.ms = start_of(day) + days_after * DAY_MS
     lbank = Sandbox(now=clock).lbank
@@ -122,6 +122,7 @@ def test_the_info_of_an_unknown_user_is_empty(lbank, lbank_caller):
 
 
 def test_a_user_who_left_is_unknown_but_past_trades_remain(lbank, clock, lbank_caller):
+    # Users who registered from 2025 on are listed for about 100 days, earlier ones permanently.
     leaver = next(
         user for user in lbank.users if user["createTime"] > start_of(date(2025, 1, 1)) and user["transaction"]
     )
