@@ -153,6 +153,8 @@ class _Walk:
         self._failed_days: set[date] = set()
         # Windows without a row that were requested before `widening` was proven.
         self._unproven: list[Window] = []
+        # Why `widening` could not be proven by a received row.
+        self._proof_error: ExchangeError | None = None
         self._open_jobs = 0
         self._has_split = False
         # The next days are fetched while one lands; only a few of them wait in the queue.
@@ -211,8 +213,8 @@ class _Walk:
             self._submit(*([part] for part in other_parts))
             windows = [next_window]
         if self._server.widening is None:
-            # This is the only job, and no window has a row: accept all as empty.
-            self._accept_unproven()
+            # This is the only job: no window has a row, or proving `widening` by one has failed.
+            self._accept_or_fail_unproven()
 
     def _split(self, window: Window, page_start: int) -> list[Window]:
         """The window as the only item or, once per walk, the parts of a busy one for this job and the idle workers.
@@ -259,7 +261,11 @@ class _Walk:
         if not page.times:
             self._unproven.append((first, last))
             return []
-        widening = self._server.request_and_set_widening(page.times[0])
+        try:
+            widening = self._server.request_and_set_widening(page.times[0])
+        except (Refused, Transient) as error:
+            self._proof_error = error
+            raise
         if widening != (0, 0):
             # Request the earlier windows again, now widened to include their ends.
             return [*self._unproven, (first, last)]
@@ -299,6 +305,16 @@ class _Walk:
 
     def _days(self, first: int, last: int) -> list[date]:
         return days_from(day_of(first, self._zone), day_of(last, self._zone))
+
+    def _accept_or_fail_unproven(self) -> None:
+        """Accept the windows without a row as empty or, if there is a row but no proof by it, fail their days."""
+        if self._proof_error is None:
+            self._accept_unproven()
+            return
+        what = f"the response had no rows, but it is not proven that it covers the whole day: {self._proof_error}"
+        for first, last in self._unproven:
+            for day in self._days(first, last):
+                self._fail(day, Transient(what), page=None)
 
     def _accept_unproven(self) -> None:
         for first, last in self._unproven:

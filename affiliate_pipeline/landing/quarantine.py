@@ -56,8 +56,8 @@ def store(
         try:
             replace(rows())
         except DataError:
-            # jsonb cannot represent every JSON text: store each row as a JSON string instead.
-            replace(map(json.dumps, rows()))
+            # jsonb cannot represent every JSON text: store each row as a JSON string, as some of them may be already.
+            replace(row if row.startswith('"') else json.dumps(row) for row in rows())
     return True
 
 

@@ -51,11 +51,13 @@ class InProcessClient(Client):
 
     def __init__(self, binance: Binance) -> None:
         super().__init__("http://127.0.0.1", httpx.Auth(), Clock(), Unlimited(), read=lambda response: response.content)
-        self.binance, self.headers, self.refuses_instants = binance, Message(), False
+        self.binance, self.headers, self.max_refused_ms = binance, Message(), 0
         self.headers["X-MBX-APIKEY"] = binance.partner_key
 
     def get(self, path: str, params: Mapping[str, object], decode: Callable[[bytes], T], *, retries: bool = True) -> T:
-        if self.refuses_instants and params["startTime"] == params["endTime"]:
+        first, last = params["startTime"], params["endTime"]
+        assert isinstance(first, int) and isinstance(last, int)
+        if last - first < self.max_refused_ms:
             raise Refused("endTime must be after startTime")
         query = encode({**params, "timestamp": time.time_ns() // 1_000_000})
         signature = hmac.new(self.binance.partner_secret.encode(), query.encode(), "sha256").hexdigest()
@@ -124,15 +126,21 @@ def test_a_walk_is_exact_if_the_exchange_refuses_windows_of_one_millisecond(
     assert all(found in (None, numbers(times, day)) for day, found in fetched.items())
 
 
+def test_days_without_rows_fail_if_the_ends_of_windows_cannot_be_proven_by_the_row_of_another_day(binance, session):
+    with refusing_instants(session, max_ms=3):
+        assert walked(binance, session, [START + DAY_MS + 5], limit=3, max_days=1) == dict.fromkeys(DAYS)
+
+
 @contextmanager
-def refusing_instants(session: Session) -> Iterator[None]:
+def refusing_instants(session: Session, max_ms: int = 1) -> Iterator[None]:
+    """The exchange refuses windows of at most `max_ms` milliseconds."""
     client = session.client
     assert isinstance(client, InProcessClient)
-    client.refuses_instants = True
+    client.max_refused_ms = max_ms
     try:
         yield
     finally:
-        client.refuses_instants = False
+        client.max_refused_ms = 0
 
 
 def walked(binance: Binance, session: Session, times: list[int], limit: int, max_days: int) -> dict[date, object]:
