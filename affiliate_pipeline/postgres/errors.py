@@ -51,11 +51,10 @@ _TLS_CAUSES = (
         f"If the server requires TLS, set sslmode=verify-full and sslrootcert in {URL_NAME}; otherwise correct its pg_hba.conf",
     ),
     (
-        "private key file|certificate file|certificate (present|required)|client certificate|tls\\w* alert|alert",
+        "private key file|certificate file|certificate (present|required)|client certificate|(?i:tls|ssl)\\S* alert",
         f"Correct sslcert, sslkey and sslpassword in {URL_NAME}: the server accepts only certificates of an authority that it "
         "trusts, and the key has to be that of the certificate and readable by its owner only",
     ),
-    ("SSL|certificate", f"Correct sslmode and sslrootcert in {URL_NAME}"),
 )
 
 # What to grant on each kind of object that a role may not use. Schemas have no entry: PostgreSQL's message about one is
@@ -90,6 +89,8 @@ _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("3D000|", "database .* does not exist", UNUSABLE, "Create it, or correct its name in the database's URL"),
     ("", "resolve host|translate host name", UNUSABLE, "Correct the host in the database's URL"),
+    ("", "SSL connection has been closed|SSL SYSCALL", UNUSABLE, RETRY_ACTION),
+    ("", "SSL|certificate", UNUSABLE, f"Correct sslmode and sslrootcert in {URL_NAME}"),
 )  # fmt: skip
 
 
@@ -127,6 +128,8 @@ def explained(error: psycopg.Error, url_name: str = URL_NAME) -> StoreUnavailabl
 
 def _cause(code: str, message: str) -> tuple[str, str]:
     """What happened and the action, by the code or, if that is empty, by the message."""
+    # Names of hosts, databases and roles, which are in quotes, may look like a cause.
+    message = re.sub('".*?"', '""', message)
     for codes, texts, what, action in _CAUSES:
         if re.fullmatch(codes, code) and (code or re.search(texts, message)):
             return what, action

@@ -83,13 +83,16 @@ def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str])
 
 
 def require_storage(url: str) -> None:
-    """Raise `StoreUnavailable` unless Dagster has its own tables in the database or can create them."""
+    """Raise `StoreUnavailable` unless Dagster has its own tables in the schema `public` or can create them there.
+
+    A database without this schema is not checked.
+    """
     with connect(url, autocommit=True) as connection:
         for error in problems(connection, {}):
             if isinstance(error, DatabaseReadOnly):
                 raise error
         with as_store_unavailable():
-            # Without a schema `public`, there is no row.
+            # Without the schema, there is no row.
             row = connection.execute(
                 "select to_regclass('public.runs') is not null or has_schema_privilege('public', 'create') "
                 "where to_regnamespace('public') is not null"

@@ -22,7 +22,7 @@ AS_RECEIVED = "$json"
 # Just below the 16,383 digits that a number in jsonb can have after the decimal point.
 MAX_NUMBER_DIGITS = 16_000
 _SPACED_COLON = re.compile(rb'"\s+:')
-# A text without these that is no longer than `MAX_NUMBER_DIGITS` fits jsonb.
+# A text without these fits jsonb if it is short: an exponent of three digits adds at most 999 digits to a number.
 _SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
 # An odd number of backslashes: after an even number, `u0000` is plain text.
 _U0000 = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -227,7 +227,7 @@ def extra_of(unknown: Iterable[tuple[str, bytes]]) -> tuple[str, set[str]]:
 
 def _fits_jsonb(text: bytes) -> bool:
     """Whether jsonb represents the text exactly, and no object in it has only the key `$json`."""
-    if len(text) <= MAX_NUMBER_DIGITS and not _SUSPECT.search(text):
+    if len(text) <= MAX_NUMBER_DIGITS - 999 and not _SUSPECT.search(text):
         return True
     if _U0000.search(text):
         return False

@@ -252,6 +252,7 @@ class MonthFetch:
                 rows, lacks_list = read_list(body)
                 pages.requested_ms = min(pages.requested_ms, requested_ms)
             else:
+                pages.requests += 1
                 is_later_page = bool(page_params.get("start"))
                 rows, lacks_list = self._request_and_cache(task, request, params, is_later_page=is_later_page)
 

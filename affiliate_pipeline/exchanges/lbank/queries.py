@@ -30,9 +30,13 @@ class Task:
 
 @dataclass
 class Pages:
-    """A query's rows by day, when (ms) its oldest page was requested, and whether its only response had no list."""
+    """A query's rows by day, when (ms) its oldest page was requested, and whether its only response had no list.
+
+    `requests`: the number of pages that were requested; the others were cached.
+    """
 
     requested_ms: int
+    requests: int = 0
     lacks_list: bool = False
     by_day: Mapping[date, list[bytes]] = field(default_factory=dict[date, list[bytes]])
 
@@ -49,10 +53,11 @@ class OpenDay:
 
     def complete_query(self, query: Query, day: date, pages: Pages | None) -> None:
         """Count the query as complete and add its rows of this `day`; `pages` is None if its openId is excluded."""
-        self.requests += 1
         self.open_queries -= 1
         if pages is None:
+            self.requests += 1
             return
+        self.requests += pages.requests
         self.rows += pages.by_day.get(day, [])
         if self.requested_ms is None or pages.requested_ms < self.requested_ms:
             self.requested_ms = pages.requested_ms
