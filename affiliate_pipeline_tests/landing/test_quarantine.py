@@ -1,3 +1,5 @@
+"""Rows that could not land, stored and read back."""
+
 from datetime import UTC, date, datetime
 
 from affiliate_pipeline.landing import quarantine

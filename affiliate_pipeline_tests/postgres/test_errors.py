@@ -1,3 +1,5 @@
+"""Errors of failed connections: the message decides the action."""
+
 import psycopg
 import pytest
 
