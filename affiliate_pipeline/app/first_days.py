@@ -45,8 +45,8 @@ def ensure(environment: Environment, store: Store) -> Environment:
 
     chosen = dict(environment.first_days)
     lines: list[str] = []
-    # The assets of one API key share their first day: a day that one of them can no longer land has to be a partition
-    # of its `Retention.fallback`, the asset that still can.
+    # The assets of one API key share their first day. If one of them can no longer land a day, another of them, its
+    # `Retention.fallback`, may still land it, so the day has to be a partition of that asset too.
     by_api_key = attrgetter("group", "role")
     for _, group in groupby(sorted(new, key=by_api_key), by_api_key):
         records: list[Records] = []

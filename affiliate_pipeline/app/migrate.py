@@ -23,8 +23,8 @@ def migrate() -> None:
     Storage.from_config_value(None, {})  # creates Dagster's tables
     with Store(environment.database_url()) as store:
         store.connection.autocommit = True
-        # Importing the endpoints has imported every subclass of `TableStore` with migrations of its own. Subclasses
-        # that were not imported use `CORE`, as `Store` does.
+        # Importing the endpoints has imported every subclass of `TableStore` with migrations of its own. All others
+        # have the migrations `CORE`, which this set contains anyway, because `Store` has them too.
         for each in {owner.migrations for owner in TableStore.__subclasses__()}:
             migrations.migrate(store.connection, each)
         for endpoint in ENDPOINTS:

@@ -124,7 +124,7 @@ def plan(
     asset: Annotated[str, typer.Argument(help="As in Dagster: lbank/trade_user, or lbank/acme/trade_user")],
     days: Days = "",
 ) -> None:
-    """Print the requests and the time that fetching some days takes, or what an assignment would change. Lands nothing.
+    """Print the requests and the time that fetching some days takes, or what an assignment would change. Lands no days.
 
     If the cost depends on the users under the affiliate, LBank's roster is refreshed first if it is older than the
     end of the range.

@@ -86,8 +86,8 @@ class Project:
 def running(stopping: threading.Event, port: int | None, failing: Mapping[date, int] = NO_DAYS) -> Generator[Project]:
     """Run the database, the sandbox if no exchange is configured, and Dagster; at the end, stop what was started.
 
-    Chooses missing first days, then waits until Dagster is ready or `stopping` is set. Raises `CommandError`, for
-    example if another command runs in the folder.
+    Chooses a first day for each asset that needs one and has none, then waits until Dagster is ready or `stopping` is
+    set. Raises `CommandError`, for example if another command runs in the folder.
 
     Args:
         stopping: Set by a signal.

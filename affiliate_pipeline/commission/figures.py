@@ -123,8 +123,8 @@ def gather_overview(
 ) -> tuple[Figures, list[Figures]]:
     """The current figures of all days, and those of each month that contains a day of `reported`.
 
-    All days: from the first one added up, but not before `start`, until yesterday (UTC) or the last one added up. Only
-    the months have `totals`.
+    All days: from the first one added up, but not before `start`, until yesterday (UTC) or the last one added up,
+    whichever is later. Only the months have `totals`.
     """
     oldest, newest = commission.added_up() or (start, start)
     yesterday = datetime.now(UTC).date() - DAY

@@ -56,8 +56,8 @@ class Headline:
             times = f"{len(self.days)} times " if has_several_days else ""
             compared_with = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
         elif has_several_days:
-            # Always a week: no other figures of several `days` have days before them. The mean of the 7 days before,
-            # times 7, is their total.
+            # Always a week: the figures of a month, or of a shorter first week, have no days before `days`. The mean of
+            # the 7 days before, times 7, is their total.
             compared_with = f"the {WEEK_DAYS} days"
         else:
             compared_with = f"the mean of the {WEEK_DAYS} days"

@@ -44,6 +44,8 @@ class Sum:
     count: int
     amount: str
     usdt_value: str | None
+    # The number of records that are not part of `usdt_value`: neither in USDT nor valued by the exchange. They may have
+    # a market value.
     unvalued: int
     market_value_usdt: str | None = None
     # What the exchange states, to 8 places (half even), where there is no market value.

@@ -24,8 +24,8 @@ MAX_NUMBER: Final = 10**15 - 1
 FIRST_DATE: Final = date(1900, 3, 1)
 _DAY_0: Final = date(1899, 12, 30)
 _ROWS_PER_WRITE: Final = 1_000
-# What XML or Excel would take for something else: markup, characters that XML does not permit, and Excel's own
-# `_x0041_`, whose last `_` may also be the first one of the next character's escape.
+# What XML or Excel would take for something else: markup, characters that XML does not permit, and texts like Excel's
+# own escapes: `_x0041_`, and `_x0041` before U+0001, whose escape `_x0001_` would complete it.
 _SPECIAL: Final = re.compile(
     "[&<>\x00-\x08\x0b-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}[_\x00-\x08\x0b-\x1f\ufffe\uffff])"
 )

@@ -186,7 +186,7 @@ class BinanceAccount(Account):
     exchange: ClassVar[Exchange] = BINANCE
     partner: ApiKey | None = None
     client: ApiKey | None = None
-    # The code of the client's agent.
+    # The partner's apiAgentCode.
     agent_code: Text | None = None
     # The path of a CSV `customerId,email` with the desired ids of the partner's clients.
     customer_ids: Text | None = None

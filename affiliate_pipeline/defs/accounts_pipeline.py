@@ -25,11 +25,11 @@ class AccountsPipeline(PipelineResource):
         database: AffiliateDatabase,
         start: date,
         alerts: Alerts | None,
-        scope: str,
+        alert_scope: str,
     ):
         self._accounts = {(each.exchange.name, each.alias): each for each in accounts}
         self._database, self._start, self._alerts = database, start, alerts
-        self.scope = scope
+        self.alert_scope = alert_scope
 
     def first_day(self, endpoint: Endpoint) -> date:  # noqa: ARG002 - the same for all
         """The first partition."""

@@ -63,7 +63,7 @@ def run_evaluations(
     failed: Mapping[date, Problem],
     overdue: Sequence[date],
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """One evaluation, of the run as a whole, per check that it has not evaluated for each of its days.
+    """For each check that was not evaluated for all `days`: one evaluation, of the run as a whole.
 
     These become the latest evaluations of their checks. Otherwise, if a step of the run fails, Dagster shows a check as
     failed without a reason, because the latest evaluation is only planned.

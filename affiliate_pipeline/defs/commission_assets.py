@@ -192,7 +192,7 @@ def _priced(outcome: PricedDay) -> Metadata:
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
-        # The number of these coins, and which ones they are.
+        # The number of coins without a market, and which ones they are.
         "coins_without_market": len(outcome.coins_without_price),
         "unvalued_coins": dg.MetadataValue.json([*outcome.coins_without_price]),
     }

@@ -159,7 +159,7 @@ class BinanceLinkComponent(AccountComponent):
     partner_secret_variable: Annotated[str | None, _variable_name("The variable of its secret.")] = None
     client_key_variable: Annotated[str | None, _variable_name("The variable of the client's API key.")] = None
     client_secret_variable: Annotated[str | None, _variable_name("The variable of its secret.")] = None
-    agent_code_variable: Annotated[str | None, _variable_name("The variable of the code of the client's agent.")] = None
+    agent_code_variable: Annotated[str | None, _variable_name("The variable of the partner's apiAgentCode.")] = None
     customer_ids: Annotated[
         str | None, _templated("The path of a CSV `customerId,email` with the desired ids of the partner's clients.")
     ] = None

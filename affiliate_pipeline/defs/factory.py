@@ -146,7 +146,11 @@ def catalog_of(accounts: Sequence[Account], names: Sequence[str] | None = None) 
 def _resources(
     accounts: Sequence[Account], database: AffiliateDatabase, start: date, alerts: Alerts | None, placement: Placement
 ) -> dict[str, dg.ResourceDefinition]:
-    """By key: the database and the accounts, as shown in Dagster's UI, and the pipeline, made of them, for assets."""
+    """The resources by key: the database, the accounts and, made of both, the pipeline.
+
+    Assets, schedules and sensors require only the pipeline. Database and accounts are resources so that Dagster's UI
+    shows them.
+    """
     database_key = placement.name("database")
     accounts_by_key = {placement.name_with_account(each.group): each for each in accounts}
 
@@ -158,7 +162,8 @@ def _resources(
             getattr(resources, database_key),
             start,
             alerts,
-            scope=placement.common_prefix,  # separates these alerts from those of other definitions in the database
+            # Separates these alerts from those of other definitions in the database.
+            alert_scope=placement.common_prefix,
         )
 
     return {

@@ -44,7 +44,7 @@ class PipelineResource(ABC):
     """
 
     # Distinguishes these definitions' alerts from those of others that share the database.
-    scope = ""
+    alert_scope = ""
 
     @property
     def reports(self) -> Path | None:
@@ -117,7 +117,7 @@ class PipelineResource(ABC):
 
     def outbox(self) -> Outbox:
         """The alerts of these definitions."""
-        return Outbox(self.database_url(), self.scope)
+        return Outbox(self.database_url(), self.alert_scope)
 
     def session(
         self, endpoint: Endpoint[SessionT], store: Store, max_wait_s: float = MAX_WAIT_S

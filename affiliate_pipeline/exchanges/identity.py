@@ -24,7 +24,7 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.account"
 PRIVILEGES = {TABLE: "select insert update delete"}
-# How long a key's identity counts as verified.
+# How long it counts as verified which account a key belongs to.
 VERIFIED_HOURS = 24
 
 
@@ -64,9 +64,10 @@ class Key:
 
 @dataclass(frozen=True)
 class RecordedKey:
-    """A key that is recorded for an account; `is_stated`: the exchange has stated its identity.
+    """A key that is recorded for an account.
 
-    `is_recent`: it was verified less than `VERIFIED_HOURS` ago.
+    `identity` is the account's (such as Binance's uid) if `is_stated`: the exchange has stated it. Otherwise it is a
+    placeholder. `is_recent`: the key was verified less than `VERIFIED_HOURS` ago.
     """
 
     alias: str
@@ -96,8 +97,8 @@ def recorded_keys(connection: psycopg.Connection[Any], key: Key) -> list[Recorde
     with as_store_unavailable(), connection.cursor(row_factory=class_row(RecordedKey)) as cursor:
         return cursor.execute(
             "select alias, identity, fingerprint, first_seen, "
-            # If the exchange has not stated an account's identity, the column has a placeholder: the fingerprint of one
-            # of the account's keys.
+            # If the exchange has not stated an account's identity, the column `identity` has a placeholder: the
+            # fingerprint of one of the account's keys.
             f"not exists (select from {TABLE} key_of_account "
             "where (key_of_account.exchange, key_of_account.role, key_of_account.alias, key_of_account.fingerprint) "
             "= (recorded.exchange, recorded.role, recorded.alias, recorded.identity)) as is_stated, "

@@ -44,7 +44,7 @@ class RunHealth(RunLauncher):
             "unchanged; materialize again the days that are shown as failed",
         )
 
-    # Not set in `__init__`: each launcher that this class extends has its own.
+    # Not set in `__init__`: the launchers that this class is combined with have constructors with different parameters.
     @cached_property
     def _last_events(self) -> dict[str, tuple[float, float]]:
         """By run, the time of its last event, and when this process first saw that event."""

@@ -161,7 +161,7 @@ def index_html(figures: Figures, pages: Collection[str] = ()) -> str:
 def _month(name: str, days: Sequence[DayLine], figures: Figures, pages: Collection[str]) -> Month:
     """The month of these consecutive days, the newest first."""
     not_final = len([line for line in days if line.state])
-    # With the number of days, since the month itself may not have ended.
+    # The state has the number of listed days, because the list may lack days of the month, such as future ones.
     if not_final:
         state = f"{count_of(not_final, 'day')} of {len(days)} not final"
     else:

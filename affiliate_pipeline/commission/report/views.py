@@ -17,7 +17,10 @@ MAX_COINS = 30
 
 @dataclass(frozen=True)
 class Part:
-    """The lines of a coin, a kind or an account: their value, and their amount if they are in one coin."""
+    """The sums of the lines of a coin, a kind or an account.
+
+    `amount` has a meaning only if all lines are in one coin.
+    """
 
     name: str
     total: Total

@@ -43,9 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DesiredCustomerId:
-    """An id desired for an owner: a client's email, or the agent's code for the client itself.
+    """A desired id, and the owner that it is desired for.
 
-    `where` names the line or the variable; `rejection` is the reason why the id cannot be assigned.
+    `owner` is the email of a client of the partner or, for the client's own id, the partner's apiAgentCode. `where`
+    names the line or the variable; `rejection` is the reason why the id cannot be assigned.
     """
 
     where: str
@@ -102,7 +103,7 @@ def rejected_lines(session: BinanceSession) -> list[str]:
 
 
 def desired_of_client(session: BinanceSession) -> list[DesiredCustomerId]:
-    """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if that or the agent's code is not set."""
+    """The client's own id, `BINANCE_USER_CUSTOMER_ID`; empty if that or the partner's apiAgentCode is not set."""
     customer_id = session.settings.binance_user_customer_id
     agent_code = session.settings.binance_api_agent_code
     if customer_id is None or not agent_code:

@@ -27,7 +27,8 @@ from affiliate_pipeline.http.failures import error_of
 from affiliate_pipeline.http.network import Network, host_of
 
 PATH = "/api/v3/klines"
-# Of weight 2 each: a tenth of the weight that an IP address may use.
+# Of weight 2 each: a tenth of the 6,000 per minute that an IP address may use for `/api/`, which Binance counts apart
+# from the 12,000 for `/sapi/`.
 REQUESTS_PER_MINUTE = 300
 MAX_DAYS = 1000
 # A symbol that does not exist, and one with characters that no symbol has.

@@ -93,7 +93,7 @@ class _Step:
             self._handle_poll(offered)
 
     def _expire_and_split(self, expired: Sequence[date]) -> None:
-        """Expire the export with these, its first days; its other days become a new export."""
+        """Cut the export to its first days, `expired`, and expire it; its other days become a new export."""
         retained = self.export.days[len(expired) :]
         if retained:
             self.exports.add(retained[0], retained[-1])
