@@ -1,1 +1,4 @@
-"""Benchmarks: ratios measured in one run. They start real servers and processes; `make bench` runs them."""
+"""Benchmarks, run by `make bench`: they start real servers and processes.
+
+Values that are compared with each other are measured in the same run.
+"""

@@ -96,7 +96,7 @@ class IsolatedProject:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Measured:
         """Run the function in a new process."""
-        # A checkpoint for earlier writes would slow the measured process.
+        # Write earlier changes to disk now: a checkpoint during the measurement would slow the measured process.
         self.query("checkpoint")
 
         receiver, sender = SPAWN.Pipe(duplex=False)

@@ -279,10 +279,10 @@ def run(quick: bool, rounds: int) -> list[Table]:
 
 def _tables(rows: int, rounds: int) -> list[Table]:
     """Measure the contenders on this number of rows in several days, and on as many in one day."""
-    single_day, single_row_day, *several_days = days_back(DAYS + 2)
+    full_day, single_row_day, *several_days = days_back(DAYS + 2)
     # `serve_rebates` adds one row on the day before each set, as proof that the source retains the set's days. The day
     # before `several_days` is `single_row_day`, so it has one row.
-    sets = [(rows, several_days), (rows, [single_day])]
+    sets = [(rows, several_days), (rows, [full_day])]
     asset_contenders = (COMMAND, IN_PROCESS) if rows <= ROWS else (COMMAND,)
     tables: list[Table] = []
     with (

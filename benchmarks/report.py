@@ -56,7 +56,7 @@ def run(quick: bool, rounds: int) -> list[Table]:
     number, coins, customers = (QUICK_DAYS, QUICK_COINS, QUICK_CUSTOMERS) if quick else (DAYS, COINS, CUSTOMERS)
     days = days_back(number)
     with isolated_project() as project:
-        Store(project.url).close()
+        Store(project.url).close()  # creates the tables
         fill(project, days, coins, customers)
         with Store(project.url) as store:
             lines = _lines(store, days, rounds)

@@ -189,10 +189,11 @@ def fill(project: IsolatedProject, rows: int, days: int, accounts: int) -> None:
 
 def partition(project: IsolatedProject, days: int) -> None:
     """Replace the table by one that is partitioned by month, with the same rows."""
-    # A few more days: `accounts` later adds rows of five days, which in a quick run are more than `days`.
+    # A few more days: the function `accounts` later adds rows of five days, which in a quick run are more than `days`.
     first = days_back(days + 6)[0].replace(day=1)
-    # Up to the next month at least: the partition of the current month ends where the next one begins.
-    months = sorted({(first + timedelta(days=number)).replace(day=1) for number in range(days + 68)})
+    # Up to the next month at least: the partition of the current month ends where the next one begins. `first` is up to
+    # 30 days before `days + 6` days ago, and the next month begins at most 31 days from now.
+    months = sorted({(first + timedelta(days=number)).replace(day=1) for number in range(30 + days + 6 + 31 + 1)})
 
     with psycopg.connect(project.url) as connection:
         connection.execute(f"alter table {LANDED} rename to unpartitioned".encode())

@@ -99,7 +99,7 @@ class Settings(BaseModel):
                 given[name] = value
                 # The quotes of an optional secret are an error only for what uses it.
                 if not is_optional_secret:
-                    errors += quote_errors(own_name, value)
+                    errors += quotation_mark_errors(own_name, value)
             elif is_required:
                 errors.append(unset_error(own_name))
         return given, errors
@@ -126,7 +126,7 @@ def malformed(variable: str, problem: str) -> SettingsError:
     return SettingsError(f"{variable} {problem}", f"Correct {variable} {_PLACES}", variable=variable)
 
 
-def quote_errors(name: str, value: str) -> list[SettingsError]:
+def quotation_mark_errors(name: str, value: str) -> list[SettingsError]:
     """One error if the value begins with a quote that the env file's syntax did not remove, otherwise none."""
     if value[0] in _QUOTES:
         return [malformed(name, "is in quotes, which count as a part of its value: remove them")]
@@ -148,7 +148,7 @@ def database_url_in(name: str, value: str | None) -> DatabaseUrl:
     """The value of this variable or argument as a `postgresql://` URL; raises `SettingsError`."""
     if not value:
         raise unset_error(name)
-    for error in quote_errors(name, value):
+    for error in quotation_mark_errors(name, value):
         raise error
     scheme, separator, rest = value.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):

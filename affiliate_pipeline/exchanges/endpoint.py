@@ -49,12 +49,13 @@ class Exchange(Generic[SessionT]):
 class Probe(Generic[SessionT]):
     """A minimal request that tests an account without landing anything.
 
-    `params` makes its parameters from the session and the time (ms). `about` names the variable (of the default account)
-    to check if the request is refused, or if the body has a `problem`; empty: the account's credentials.
+    `params` makes its parameters from the session and the time (ms). `tested_variable` names the variable (of the
+    default account) to check if the request is refused, or if the body has a `problem`; empty: the account's
+    credentials.
     """
 
     params: Callable[[SessionT, int], Mapping[str, object]]
-    about: str = ""
+    tested_variable: str = ""
     # What the body of a successful response reports about the variable, as the rest of a sentence; empty: nothing.
     problem: Callable[[bytes], str] | None = None
 

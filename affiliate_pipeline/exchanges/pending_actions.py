@@ -1,4 +1,4 @@
-"""The actions of runs at an exchange, stored as rows until their `ActionLog` lands them."""
+"""What runs did at an exchange: one row per action, stored until its `ActionLog` lands it."""
 
 from collections.abc import Sequence
 from typing import Any, Final

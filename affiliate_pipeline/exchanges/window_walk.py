@@ -108,10 +108,10 @@ class ServerBehaviour:
         )
 
     def is_oldest_first(self, first: int, last: int, page: Page) -> bool:
-        """Whether full pages, such as this one of this window, are proven to have their window's oldest rows, in order.
+        """Whether full pages are proven to have their window's oldest rows, in order.
 
-        Until a page has proven or disproven it, sends the requests of `_request_proof`. After one page that is out of
-        order or lacks older rows, no page is trusted.
+        Until a page has proven or disproven that, tests `page`, a full one of the window, with the requests of
+        `_request_proof`. After one page that is out of order or lacks older rows, no page is trusted.
         """
         newest = max(page.times)
         with self._lock:

@@ -44,7 +44,8 @@ def repaired(body: bytes) -> bytes:
 def possible_rows(body: bytes) -> list[bytes]:
     """The body as the only item if it may contain rows; otherwise empty.
 
-    It may, even truncated, if it begins like a JSON list or object, contains an object and is longer than `[{}]`.
+    A body, even a truncated one, may contain rows if it begins like a JSON list or object, contains an object and is
+    longer than `[{}]`.
     """
     text = body.strip()
     may_contain_rows = text[:1] in (b"{", b"[") and b"{" in text and len(text) > len(b"[{}]")

@@ -339,7 +339,7 @@ class Client:
             raise error.about(unreadable_rows(response.content)) from None
 
     def _pause(self, error: Transient, method: str) -> None:
-        """Stop the scope's next requests for as long as the exchange requests, if at all, without waiting here.
+        """Start the pause that the exchange demands, if any, for the whole scope; do not wait here.
 
         Raises `Banned` if a run cannot wait that long.
         """

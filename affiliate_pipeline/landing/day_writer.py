@@ -130,11 +130,13 @@ class DayWriter:
         # while the next ones are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
 
-        # How the table differs from what had landed, if the source still has exactly that: then land the day again.
+        # How the table differs from what had landed, filled only if the source still has exactly that. If the table
+        # differs, the day is landed again.
         difference = ""
         shrinking = ""
         restated: DayStats | None = None
         if entry:
+            # The spool has read all rows, so their summary is complete.
             total = existing + rows.summary
             is_unchanged = (entry.rows, entry.content_hash) == (total.rows, str(total.fingerprint))
             if is_unchanged:
@@ -272,7 +274,7 @@ class DayWriter:
             )
 
     def _shrinking(self, batch: DayBatch, entry: LedgerEntry, rows: int, *, settled: bool) -> str:
-        """Which landed rows would be removed although the source may still have them; empty if none."""
+        """Why landed rows that would be removed may still be at the source; empty if there is no reason."""
         matching = partial(endpoint_tables.matching_values, self.connection, self.endpoint, batch.day)
         without_list = matching(batch.without_list)
         if without_list:

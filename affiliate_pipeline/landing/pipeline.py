@@ -219,6 +219,8 @@ class LandingRun:
             action = "Fix the schema, then materialize with run config from_rejected: true"
             return self._reject(batch, Problem("invalid_rows", what, action=action), complete=True)
         except StoreError as error:
+            # Rows of a shrunken day may be incomplete, so `from_rejected` must not land them: `allow_shrink` fetches
+            # the day again.
             return self._reject(batch, error.problem, complete=not isinstance(error, Shrunken))
 
         for warning in landed.warnings:

@@ -49,7 +49,7 @@ class Block:
 
 @dataclass(frozen=True)
 class PreparedDay:
-    """A fetched day and its blocks, readable once; reading them raises `Invalid` if any row is."""
+    """A fetched day and its blocks, readable once; reading them raises `Invalid` if a row is invalid."""
 
     batch: DayBatch
     blocks: Iterator[Block]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quote_errors
+from affiliate_pipeline.domain.settings import BaseUrl, Settings, check_http_url, malformed, quotation_mark_errors
 from affiliate_pipeline.domain.wording import count_of
 from affiliate_pipeline.monitoring.alerts import Alert, Kind
 
@@ -32,7 +32,7 @@ class AlertSettings(Settings):
         value = self.alert_urls.get_secret_value() if self.alert_urls else ""
         if not value:
             return []
-        for error in quote_errors(variable, value):
+        for error in quotation_mark_errors(variable, value):
             raise error
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
         parts = re.split(r",(?=[\s,]|$|\w+://)", value)
@@ -47,7 +47,7 @@ class AlertSettings(Settings):
         if self.heartbeat_url is None:
             return None
         url = self.heartbeat_url.get_secret_value()
-        for error in quote_errors(variable, url):
+        for error in quotation_mark_errors(variable, url):
             raise error
         try:
             check_http_url(url)

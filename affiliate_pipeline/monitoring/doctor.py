@@ -328,7 +328,7 @@ def _account(
                 return
             problem = endpoint.probe.problem(body) if endpoint.probe.problem else None
             if problem:
-                yield from of_settings(about, malformed(endpoint.variable(endpoint.probe.about), problem))
+                yield from of_settings(about, malformed(endpoint.variable(endpoint.probe.tested_variable), problem))
                 return
     yield Finding(about, "responds, and accepts the credentials")
 
@@ -360,8 +360,8 @@ def _refusal(about: str, endpoint: Endpoint, probe: Probe, error: ExchangeError,
         return _clock_offset(endpoint, error.server_ms - now_ms())
 
     what = error.problem.what
-    if probe.about and isinstance(error, AccessRefused | Refused):
-        refused = malformed(endpoint.variable(probe.about), f"was refused: {what}")
+    if probe.tested_variable and isinstance(error, AccessRefused | Refused):
+        refused = malformed(endpoint.variable(probe.tested_variable), f"was refused: {what}")
         return next(of_settings(about, refused))
 
     kind = next(kind for kind in ACTIONS if isinstance(error, kind))

@@ -150,7 +150,8 @@ class Outbox(TableStore):
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
                 (target, keys),
             )
-            # Alerts are retried one at a time, so all attempts but each alert's first add up to the target's retries.
+            # While a target is down, each tick retries one alert, sent alone, and ends when that fails: so the attempts
+            # after each alert's first, added up, are the target's retries.
             return self._execute(
                 "with failing as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as paused_until "
                 f"from {DELIVERIES} "

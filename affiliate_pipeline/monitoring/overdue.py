@@ -78,8 +78,8 @@ class OverdueStore(TableStore):
 def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_ms: int) -> list[ExpectedDay]:
     """Overdue days of the last 30, oldest first, not before `start` or the first landed day.
 
-    `ledgers` must have, by asset, the first landed day and those of the last 31. An expired day is not overdue if the
-    fallback has landed it.
+    `ledgers` must have, by asset, the first landed day and those of the last 31 days: one more than 30, since the
+    caller's date may be a day ahead of the zone's. An expired day is not overdue if the fallback has landed it.
     """
     timetable = endpoint.timetable
     landed = ledgers.get(endpoint.key)

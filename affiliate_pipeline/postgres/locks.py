@@ -85,7 +85,8 @@ def _unlock(connection: psycopg.Connection[Any], lock: Lock) -> None:
 def _acquired(connection: psycopg.Connection[Any], lock: Lock, what: str, wait_s: float = 0) -> bool:
     """Acquire the lock, waiting up to `wait_s`; return whether this session has it.
 
-    Raises `StoreUnavailable` if its holder is not a live run: waiting for a pooler's idle session would never end.
+    Raises `StoreUnavailable` if its holder is not a live run: a pooler may leave the session of a dead run open, and
+    waiting for that would never end.
     """
     with as_store_unavailable():
         if _requested(connection, lock, wait_s):

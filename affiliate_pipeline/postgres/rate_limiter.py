@@ -149,8 +149,9 @@ class RateLimiter(TableStore):
                 raise self._too_long(
                     f"the exchange allows no request for another {duration(pause_s)}; materialize again after that"
                 )
-            # Another process may take the returning slot first, so look again. A slot in use returns one window after its
-            # response, usually long before its slot lease ends.
+            # Another process may take the returning slot first, so look again. `wait_s` may last until a slot lease
+            # ends, but a slot in use returns one window after its response, usually long before: sleep at most one
+            # window.
             wait_s = max(wait_s or 0.0, 0.005)
             self._sleep(min(wait_s, self._window_s, 5.0))
 

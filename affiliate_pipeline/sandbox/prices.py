@@ -1,6 +1,6 @@
-"""The prices of coins, the same for the same day in every process. Units are 10^-8 of the quote coin.
+"""The prices of coins, the same for the same day in every process.
 
-A market's price stays near the one of the table. It moves by a few percent a week, the price of a stablecoin by less.
+A market's price stays near the one in `_PRICED`. It moves by a few percent a week, the price of a stablecoin by less.
 """
 
 from datetime import date
@@ -15,7 +15,8 @@ LEVEL_DAYS = 16
 SIGNIFICANT_DIGITS = 7
 STABLE, FIAT, COIN = 3, 20, 150
 
-# By market (coin, quote): the price, and the maximum distance of a day's close from the level, in 1/100 %.
+# By market (coin, quote): the price, and the maximum distance of a day's close from the line between two levels, in
+# 1/100 % of that price. Levels are up to 6 times as far from the price.
 _PRICED = {
     ("BTC", "USDT"): ("97250", COIN), ("ETH", "USDT"): ("3420", COIN), ("BNB", "USDT"): ("612.4", COIN),
     ("SOL", "USDT"): ("187.5", COIN), ("XRP", "USDT"): ("2.18", COIN), ("DOGE", "USDT"): ("0.1885", COIN),
@@ -40,20 +41,20 @@ MARKETS = {base + quote: (base, quote) for base, quote in [*_PRICED, *_CROSSED] 
 
 @cache
 def close(base: str, quote: str, day: date) -> int:
-    """The market's price at the end of the day."""
+    """The market's price at the end of the day, in units of 10^-8 of the quote coin."""
     if (base, quote) not in _PRICED:
         return price_in(base, quote, day) // (ONE // UNIT)
     text, max_distance = _PRICED[base, quote]
     whole, _, decimals = text.partition(".")
-    table_price = int(whole + decimals.ljust(8, "0"))
+    reference_price = int(whole + decimals.ljust(8, "0"))
 
-    # Relative to the table's price, in 1/100 %: on the way from one level to the next, plus the day's own distance.
+    # Relative to the reference price, in 1/100 %: on the way from one level to the next, plus the day's own distance.
     number, days_since_level = divmod(day.toordinal(), LEVEL_DAYS)
     level = _draw(6 * max_distance, base, "level", number)
     next_level = _draw(6 * max_distance, base, "level", number + 1)
     trend = level + (next_level - level) * days_since_level // LEVEL_DAYS
     deviation = trend + _draw(max_distance, base, day.isoformat())
-    return with_significant_digits(table_price * (10_000 + deviation) // 10_000, SIGNIFICANT_DIGITS)
+    return with_significant_digits(reference_price * (10_000 + deviation) // 10_000, SIGNIFICANT_DIGITS)
 
 
 @cache

@@ -66,7 +66,7 @@ def _flag(raw: bytes) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[_string(raw).lower()]
 
 
-# Spellings of null in a nullable column, except in a text column, where an empty text is a value.
+# Spellings of null in a nullable column; in a text column, each of them is a value.
 _NO_VALUE = frozenset({"", "-", "--", "null", "none", "n/a"})
 
 

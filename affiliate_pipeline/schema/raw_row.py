@@ -125,7 +125,8 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
 def fields(row: bytes) -> list[tuple[str, bytes]]:
     """The row's fields in order, repeated ones included, each with its JSON text."""
     found = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    # Unless there are more colons after quotes than fields, no field is repeated: skip the slow parser.
+    # Each occurrence of a field has a colon after a quote. If there are only as many of these as names found, no field
+    # is repeated: skip the slow parser.
     may_repeat = row.count(b":") > len(found) and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))
     if may_repeat:
         pairs = _pairs(row)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from affiliate_pipeline.domain.settings import quote_errors, stripped
+from affiliate_pipeline.domain.settings import quotation_mark_errors, stripped
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline_tests.conftest import materialize
 from affiliate_pipeline_tests.defs.direct_runs import land
@@ -49,7 +49,9 @@ def test_a_day_lands_with_white_space_around_the_values(both_exchanges, change):
 
 def test_quotes_are_reported_before_any_request(both_exchanges, run_check, change):
     for name, value in ((name, os.environ[name]) for name in VARIABLES):
-        reported = {form: [f"{error}" for error in quote_errors(name, stripped(form.format(value)))] for form in QUOTED}
+        reported = {
+            form: [f"{error}" for error in quotation_mark_errors(name, stripped(form.format(value)))] for form in QUOTED
+        }
         assert [form for form, errors in reported.items() if f"{name} is in quotes" not in "".join(errors)] == []
     for name, form in zip(VARIABLES, QUOTED + QUOTED[:1], strict=True):
         change(name, form)

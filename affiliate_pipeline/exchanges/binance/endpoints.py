@@ -37,7 +37,7 @@ _AGENT = ("BINANCE_API_AGENT_CODE",)
 _of_agent = partial(
     Probe[BinanceSession],
     lambda session, _: {"apiAgentCode": session.settings.binance_api_agent_code},
-    about="BINANCE_API_AGENT_CODE",
+    tested_variable="BINANCE_API_AGENT_CODE",
 )
 _DAILY = time(0, 15)
 _RECENT_KICKBACKS = "kickback_recent_record"

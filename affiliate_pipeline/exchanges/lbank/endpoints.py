@@ -192,7 +192,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
                 "startTime": now_ms - 1000,
                 "endTime": now_ms,
             },
-            about="LBANK_OPEN_ID",
+            tested_variable="LBANK_OPEN_ID",
         ),
         volume_and_fee=("turnover", "fee"),
     ),

@@ -146,8 +146,8 @@ class MonthFetch:
     ) -> None:
         """Move tasks from `waiting` to `running` until that has `max_running` of them, or no other may start yet."""
         while waiting and len(running) < max_running:
-            # While the days of a failed range are fetched one by one, request no other range: the day that failed this
-            # range would fail the other one too.
+            # While the days of a failed range are fetched one by one, start no other task: most are other queries for
+            # the same days, which the day that failed this one would probably fail too.
             is_isolating = any(task.isolated for task in running.values())
             if is_isolating and not waiting[0].isolated:
                 return

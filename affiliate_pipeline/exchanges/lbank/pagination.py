@@ -176,9 +176,10 @@ def _reordered_ms(last_row: bytes, page: list[bytes], time_field: str) -> int:
 
 
 def _refetch_instant(get: GetPage, rows: list[bytes], time_field: str, time_ms: int) -> bool:
-    """Replace the rows of this instant with a single response's; False, without a change, if that may lack some.
+    """Replace the rows of this instant with a single response's; return whether that was possible.
 
-    Raises `_ListChanged` if their number differs.
+    A full response may lack rows: the result is then False, and `rows` are unchanged. Raises `_ListChanged` if the
+    instant's number of rows has changed.
     """
     end_ms = time_ms
     if time_ms % SECOND_MS == 0:

@@ -48,6 +48,7 @@ class OpenDay:
     open_queries: int
     rows: list[bytes] = field(default_factory=list[bytes])
     requested_ms: int | None = None
+    # The pages requested by its queries; those of a query for several days count for each of the days.
     requests: int = 0
     without_list: list[Mapping[str, object]] = field(default_factory=list[Mapping[str, object]])
 

@@ -19,7 +19,7 @@ class OtherKindOfSecret(ValueError):
 
 
 class LBankAuth(httpx.Auth):
-    """Sorts each request's parameters and adds `sign`, their signature before percent-encoding.
+    """Sorts each request's parameters and adds `sign`, computed from the values before percent-encoding.
 
     The given request is not changed: each attempt gets a new signature and echostr.
     `secret` is an HMAC secret or, for `RSA`, a private key in any form of `read_secret`; ValueError if unusable.

@@ -1,4 +1,4 @@
-"""The assigned customerIds: those of the partner's clients, by email, and the client's own."""
+"""The assigned customerIds: those of the partner's clients, each with its email, and the client's own."""
 
 import json
 import re
@@ -15,8 +15,8 @@ class Customers:
     """The customerIds, initially the same in every process.
 
     `by_id`: the emails of the partner's clients, by customerId.
-    `own_id`: the client's customerId with its agent, "" while it has none.
-    `taken_ids`: the ids of the agent's other clients.
+    `own_id`: the client's customerId with its agent, the partner; "" while it has none.
+    `taken_ids`: the ids that `assign_own` refuses, since other clients of the partner initially have them.
     """
 
     def __init__(self, alias: str) -> None:

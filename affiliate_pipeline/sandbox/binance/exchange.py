@@ -70,7 +70,8 @@ class Binance:
     `newest_first`: rows are ordered from the newest to the oldest.
     `max_limit`: the largest `limit` of a call for rebates.
     `posts_to_fail`: how many of the next POSTs fail without effect. `Faults` are injected after the effect.
-    `weight`: the limit that all accounts share. `market_data`: what is public, the same for all accounts.
+    `weight`: the limit that all accounts share. `market_data`: what is public; calls without a key get the default
+    account's.
     """
 
     prefixes = ("/api/", "/sapi/", FILES)
@@ -157,7 +158,7 @@ class Binance:
         self._roles[api_key] = role
 
     def set_rebates(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Serve only these rebates, each exactly as given (no field is withheld until its payout).
+        """Serve only these rebates, each exactly as given, with all its fields even before its payout.
 
         `Number` and `Decimal` are sent unquoted.
         """

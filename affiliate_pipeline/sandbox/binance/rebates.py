@@ -140,7 +140,8 @@ def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> t
     """A payment for a trade: its market, commission and income. `mean` is the mean value in units of 10^-18 USDT.
 
     The income is the commission times the price, with no more decimals than the commission. A row has neither the
-    trade's volume nor its fee. To compare: a payment of 1 USDT is 40 % of the fee (0.05 %) of a trade of 5,000 USDT.
+    trade's volume nor its fee. For orientation: if the fee is 0.05 % of the volume and
+    the payment 40 % of the fee, 1 USDT is paid for a trade of 5,000 USDT.
     """
     market = markets[int(rnd() * len(markets))]
     value = spread(mean, int(rnd() * DRAW_LIMIT), int(rnd() * DRAW_LIMIT))

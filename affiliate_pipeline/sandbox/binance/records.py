@@ -60,9 +60,9 @@ class Records:
         self._lock = threading.Lock()
 
     def set(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Serve only these rows, each exactly as given (no field is withheld until its payout).
+        """Serve only these rows, each exactly as given; those of the same time stay in the given order.
 
-        Rows of the same time stay in this order.
+        Only generated rows lack fields until they are paid out.
         """
         days: dict[date, Day] = {}
         for row in sorted(rows, key=lambda row: int(row["time"])):

@@ -10,6 +10,7 @@ from affiliate_pipeline.sandbox.lbank.trades import FUTURES, SPOT, Totals
 from affiliate_pipeline.sandbox.lbank.users import User
 from affiliate_pipeline.sandbox.prices import amount_worth
 
+# The commissions of a day are paid this long after its beginning: at 10:00 (UTC+8) of the next day.
 PAID_AFTER_MS = DAY_MS + 10 * HOUR_MS
 COINS = ("usdt", "btc", "eth", "lbk", "usdc", "sol")
 

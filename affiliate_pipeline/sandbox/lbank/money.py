@@ -22,7 +22,7 @@ MONEY = {
     "IN_INNER_TRANSFER_IN": ("Internal Transfer In", 13, "Transfer Successful"),
     "OUT_INNER_TRANSFER_OUT": ("Internal Transfer Out", 12, "Transfer Successful"),
 }
-# Of the largest users, in USDT.
+# The mean value (USDT) of a deposit or withdrawal of the largest users, whose `User.size` is 100.
 MEAN_VALUE = 3_000
 BY_SHARE = [kind for kind, (_, share, _) in MONEY.items() for _ in range(share)]
 

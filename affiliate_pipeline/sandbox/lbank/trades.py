@@ -14,9 +14,10 @@ from affiliate_pipeline.sandbox.lbank.users import User, Users
 SPOT, FUTURES = 0, 1
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "DOGEUSDT")
 DAYS_CACHED = 100
-# The percentage of each fee that is paid to agents.
+# The percentage of an invited user's fees that is paid in total; also the highest rate, the affiliate's.
 MAX_RATE = 50
-# Of a trade of the largest users, in USDT; fees in 1/1000 % of the volume.
+# The mean volume (USDT) of a trade of the largest users, and the rates from which a trade's fee is drawn, in 1/1000 %
+# of its volume.
 MEAN_VOLUME, FEES = 300_000, (0, 20, 20, 40, 40, 60, 60, 80, 100, 100)
 WEEKEND_PERCENT = 60
 # No trade is larger than this multiple of the mean: it would hide the weekly pattern.
@@ -36,7 +37,10 @@ class Fill:
 
 @dataclass(frozen=True)
 class Totals:
-    """By (openId, trade type): volume and fee of each user and of each team without its agent; commissions in USDT."""
+    """By (openId, trade type): volume and fee of each user and of each team without its agent, and commissions.
+
+    The commissions are in units of 10^-18 USDT.
+    """
 
     user: dict[tuple[str, int], tuple[Amount, Amount]]
     team: dict[tuple[str, int], tuple[Amount, Amount]]
