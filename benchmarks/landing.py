@@ -221,7 +221,7 @@ class Contenders:
         if table == DLT:
             # dlt gives all decimals one scale, so its hash differs.
             expected = expected._replace(hashes=content.hashes)
-        assert content == expected, f"{table}: {content}, not {self._expected}"
+        assert content == expected, f"{table}: {content}, not {expected}"
         return Result(
             landing_s=measured.value,
             process_s=measured.seconds,

@@ -32,12 +32,14 @@ EARLIEST = date(2010, 1, 1)
 
 
 def ensure(environment: Environment, store: Store) -> Environment:
-    """The environment with a first day for every asset that needs one; saves new ones, and prints those of records.
+    """The environment with a first day for every asset that needs one; saves the newly chosen first days.
 
-    Assets that are configured or have landed need one, except records of an exchange whose start date is set. A first
-    day that was chosen earlier does not change. No landed day is before a newly chosen one.
+    Prints the newly chosen first days of `Records`, but not those of snapshots. Assets that are configured or have
+    landed need a first day, except `Records` of an exchange whose start date is set. A first day that was chosen
+    earlier does not change. No landed day is before a newly chosen one.
     """
-    # `entries_since` also returns each asset's earliest entry. No entry is after `date.max`, so only those are read.
+    # `entries_since` returns each asset's earliest entry, and its entries from a day on: with `date.max` as that day,
+    # only the earliest entry.
     first_landed = {asset: min(days) for asset, days in ledger.entries_since(store.connection, date.max).items()}
     endpoints = configured_catalog(environment.variables).endpoints
     used = [each for each in endpoints if environment.is_any_set(each.credentials) or each.key in first_landed]
@@ -123,9 +125,9 @@ def _chosen_first_day(
 
 
 def _prompt_first_day(records: Sequence[Records], default: date, environment: Environment, store: Store) -> date:
-    """Print what two first days would cost; return the one that the user enters, which may be another.
+    """Print what each of two possible first days would cost; return the first day that the user enters.
 
-    Raises `AffiliateError` if the exchange does not respond.
+    The user may enter any other day. Raises `AffiliateError` if the exchange does not respond.
     """
     account = _account(records[0])
     today = day_of(now_ms(), records[0].exchange.zone)

@@ -43,7 +43,7 @@ class Request:
     title: str
     keys: tuple[str, ...]
     days: tuple[date, ...] = ()
-    # Those of the assets; empty for derived assets and reference tables.
+    # The endpoints of the assets; empty for derived assets and reference tables.
     endpoints: tuple[Endpoint, ...] = ()
 
     def __str__(self) -> str:
@@ -90,10 +90,10 @@ class Landing:
         return configured_catalog(self.environment.variables)
 
     def missing(self, again: Collection[date] = ()) -> list[Request]:
-        """Requests for the configured assets' unsettled days not read in the last hour, and for those of `again`.
+        """Requests for the configured assets' days that have not landed or not settled, and for the days `again`.
 
-        Days that can no longer be fetched are left out. Assets share a run if they are of the same account, have the
-        same partitions and miss the same days.
+        Left out are days that can no longer be fetched and, except for the days `again`, days that were read in the
+        last hour. Assets share a run if they are of the same account, have the same partitions and miss the same days.
         """
         read_before = datetime.now(UTC) - READ_AGAIN_AFTER
         by_run: dict[_RunKey, list[Endpoint]] = {}

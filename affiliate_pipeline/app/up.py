@@ -91,7 +91,8 @@ def running(stopping: threading.Event, port: int | None, failing: Mapping[date, 
 
     Args:
         stopping: Set by a signal.
-        port: The port of Dagster's UI. None: only runs are needed, no UI, schedules or sensors.
+        port: The port of Dagster's UI. None: only runs are needed, so the webserver, which launches them, uses any free
+            port, and the daemon (schedules, sensors) is not started.
         failing: By day, the HTTP status with which the sandbox's Binance fails every request for it; its LBank sends an
             error code. Refused with real accounts.
     """

@@ -28,7 +28,8 @@ PARQUET_TYPES = {
     "date": arrow.date32(),
     "timestamptz": arrow.timestamp("us", "UTC"),
 }
-# The types of columns whose values a cell represents. Any other value is the text that CSV has.
+# The types of columns whose values are numbers, booleans or dates in a workbook. Values of other types are written as
+# the text that CSV has.
 CELL_TYPES = {"int2", "int4", "int8", "bool", "date"}
 # A spreadsheet executes a text that begins with one of these (OWASP, CSV injection), among them the full-width forms.
 FORMULA_STARTS = [*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20"]

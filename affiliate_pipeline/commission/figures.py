@@ -176,10 +176,10 @@ def incomplete(commission: Commission, configured: Sequence[Records], days: Sequ
     configured_or_landed = {endpoint.key for endpoint in configured}.union(*landed.values())
     kinds = [
         alternatives
-        for alternatives in commission.alternatives
+        for alternatives in commission.alternative_groups
         if any(endpoint.key in configured_or_landed for endpoint in alternatives)
     ]
-    parts = [_incomplete_kind(alternatives, landed, days) for alternatives in kinds or commission.alternatives]
+    parts = [_incomplete_kind(alternatives, landed, days) for alternatives in kinds or commission.alternative_groups]
     return [part for part in parts if part]
 
 

@@ -56,8 +56,9 @@ class Headline:
             times = f"{len(self.days)} times " if has_several_days else ""
             compared_with = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
         elif has_several_days:
-            # Always a week: the figures of a month, or of a shorter first week, have no days before `days`. The mean of
-            # the 7 days before, times 7, is their total.
+            # `days` has 7 days here. If `days` is a month, or a first week of fewer days, the figures have no day
+            # before `days`, so `compared_days` is 0. `usual` is 7 times the mean of the 7 days before `days`, that is,
+            # the total of the 7 days before `days`.
             compared_with = f"the {WEEK_DAYS} days"
         else:
             compared_with = f"the mean of the {WEEK_DAYS} days"
@@ -262,7 +263,7 @@ def _common_days(some: Iterable[date], days: Sequence[date]) -> list[date]:
 
 
 def _names(days_by_name: Mapping[str, Sequence[date]], days: Sequence[date]) -> str:
-    """The names that have any days, as text, each with these unless they are all of `days`; at most `MAX_NAMES`."""
+    """The names that have any days, as text: at most `MAX_NAMES`, each name with its days as in `_with_days`."""
     names = [_with_days(name, own_days, days) for name, own_days in days_by_name.items() if own_days]
     return joined_names(names, MAX_NAMES)
 

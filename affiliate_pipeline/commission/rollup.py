@@ -90,8 +90,9 @@ class Commission:
 
     def __init__(self, store: Store, endpoints: Sequence[Records], *, has_prices: bool = False):
         self._connection = store.connection
-        landed = endpoints_of(ledger.assets(self._connection), [*DEFAULT.earning, *endpoints])
-        by_key = {each.key: each for each in (*DEFAULT.earning, *landed, *endpoints) if isinstance(each, Records)}
+        of_default_accounts = DEFAULT.earning
+        landed = endpoints_of(ledger.assets(self._connection), [*of_default_accounts, *endpoints])
+        by_key = {each.key: each for each in (*of_default_accounts, *landed, *endpoints) if isinstance(each, Records)}
 
         self.prices = Prices(self._connection, list(by_key.values())) if has_prices else None
         query = ledger.by_day(list(by_key))
@@ -102,7 +103,7 @@ class Commission:
             money = endpoint.exchange.name, endpoint.alias, money_of(endpoint).kind
             by_money.setdefault(money, []).append(endpoint)
         # Groups of endpoints that report the same money: only one of each group counts for a day.
-        self.alternatives = list(by_money.values())
+        self.alternative_groups = list(by_money.values())
 
     def landed(self, first: date, last: date) -> dict[date, dict[str, bool]]:
         """By day, the assets that have landed it, each with whether the day has settled."""
@@ -161,7 +162,7 @@ class Commission:
         `settled`: the assets that have landed the day, each with whether the day has settled.
         """
         counted: list[tuple[Records, bool]] = []
-        for alternatives in self.alternatives:
+        for alternatives in self.alternative_groups:
             landed = [endpoint for endpoint in alternatives if endpoint.key in settled]
             final = [endpoint for endpoint in landed if settled[endpoint.key]]
             # Only one of the alternatives counts, preferably one whose day has settled.

@@ -138,11 +138,11 @@ class _Search:
                 self._user(*key).earned.append(earned)
 
     def add_to_own_client(self, endpoint: Endpoint, newest: date) -> None:
-        """Add the facts and earnings of rows that name no user to the account's own client, if it was found."""
+        """If the account's own client was found, add to it the facts and earnings of the rows that name no user."""
         account = endpoint.exchange.name, endpoint.alias
         for user in self.users.values():
-            # Only a client's key returns rows that name no user. They are about that client: the user whom other rows
-            # of the same role name.
+            # Only a client's key returns rows that name no user. Such rows are about that client, who is named in other
+            # rows of the same role.
             is_own_client = (user.exchange, user.account) == account and endpoint.role in user.roles
             if not is_own_client:
                 continue

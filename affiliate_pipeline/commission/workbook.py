@@ -19,13 +19,14 @@ MAX_NAME: Final = 31
 MAX_TEXT: Final = 32_767
 # Beyond 2 GiB, a part of the archive needs ZIP64, for which Excel offers to repair the file.
 MAX_SHEET_BYTES: Final = 2_000_000_000
-# Excel's numbers have 15 digits, and its days before this one are off by one, because it has a 29 February 1900.
+# Excel's numbers have 15 digits. Excel has a 29 February 1900, so its days before 1 March 1900 are off by one.
 MAX_NUMBER: Final = 10**15 - 1
 FIRST_DATE: Final = date(1900, 3, 1)
 _DAY_0: Final = date(1899, 12, 30)
 _ROWS_PER_WRITE: Final = 1_000
 # What XML or Excel would take for something else: markup, characters that XML does not permit, and texts like Excel's
-# own escapes: `_x0041_`, and `_x0041` before U+0001, whose escape `_x0001_` would complete it.
+# own escapes: `_x0041_`, and `_x0041` before U+0001, because U+0001 is written as `_x0001_`, whose first underscore
+# would complete `_x0041_`.
 _SPECIAL: Final = re.compile(
     "[&<>\x00-\x08\x0b-\x1f\ufffe\uffff]|_(?=x[0-9A-Fa-f]{4}[_\x00-\x08\x0b-\x1f\ufffe\uffff])"
 )

@@ -344,8 +344,8 @@ def _stale_days(
 
     waiting = stale_or_unpriced.keys() - in_progress
     requested = [(assets, days) for days in day_ranges(waiting & stale.keys())]
-    # If only prices are missing, request them alone (the first of `assets`). Otherwise, while their source fails, the
-    # sums would be added up again every hour.
+    # If only prices are missing, request them alone (the first of `assets`): while the source of the prices fails, a
+    # request of all `assets` would add up the sums again every hour.
     requested += [(assets[:1], days) for days in day_ranges(waiting - stale.keys())]
     return [
         dg.RunRequest(

@@ -169,7 +169,11 @@ class BinanceLinkComponent(AccountComponent):
     ] = None
     file_hosts: Annotated[Sequence[str], _templated("Further hosts of history files, with their subdomains.")] = ()
     weight_per_minute: Annotated[
-        int | None, _templated("The share of the 12,000 that Binance permits per IP address: equal for all accounts.")
+        int | None,
+        _templated(
+            "The weight per minute that all accounts together may use, of the 12,000 that Binance permits per IP "
+            "address: the same number in each account."
+        ),
     ] = None
 
     def account(self) -> BinanceAccount:

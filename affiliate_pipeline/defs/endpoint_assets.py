@@ -56,7 +56,7 @@ def build_asset(
         },
         # No kinds: in the catalog, their icons truncate the longest names.
         group_name=placement.group_of(endpoint.group),
-        # The team that has the account can correct its key.
+        # The team of the account and role can replace an API key that the exchange refuses.
         owners=placement.owners_of(f"{endpoint.group}_{endpoint.role}"),
         op_tags=placement.op_tags,
         io_manager_key=placement.rows,

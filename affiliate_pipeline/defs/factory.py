@@ -247,10 +247,10 @@ def assemble(
     if has_schedules:
         schedules += build_schedules(endpoints, placement)
         endpoint_keys = {endpoint.key for endpoint in endpoints}
-        for exports in export_endpoints(endpoints):
-            if {exports.recent.key, exports.request.key} <= endpoint_keys:
-                schedules.append(build_missed_days_schedule(exports, placement))
-            sensors.append(build_kickback_history(exports, placement))
+        for account in export_endpoints(endpoints):
+            if {account.recent.key, account.request.key} <= endpoint_keys:
+                schedules.append(build_missed_days_schedule(account, placement))
+            sensors.append(build_kickback_history(account, placement))
         if earning:
             sensors.append(build_stale_days(earning, placement, has_prices=has_prices))
 

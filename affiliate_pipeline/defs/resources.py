@@ -58,7 +58,7 @@ class PipelineResource(ABC):
 
     @property
     def is_any_exchange_configured(self) -> bool:
-        """Whether an exchange, or the sandbox, is configured for any account, complete or not."""
+        """Whether any account of an exchange, or of the sandbox, is configured, even incompletely."""
         return True
 
     @property
@@ -149,7 +149,7 @@ class EnvironmentPipeline(PipelineResource):
 
     @property
     def is_any_exchange_configured(self) -> bool:
-        """Whether an exchange, or the sandbox, is configured for any account, complete or not."""
+        """Whether any account of an exchange, or of the sandbox, is configured, even incompletely."""
         return is_any_exchange_configured(self.environment.variables)
 
     def first_day(self, endpoint: Endpoint) -> date:

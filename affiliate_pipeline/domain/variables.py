@@ -8,7 +8,7 @@ from affiliate_pipeline.domain.settings import ALIAS_SEPARATOR, FILE_SUFFIX, mal
 
 
 class Variables(Mapping[str, str]):
-    """Variables by name; a secret one that is in a file has its own name, without `_FILE`.
+    """Variables by name; a secret one whose value is in a file is listed as `NAME`, not as `NAME_FILE`.
 
     A file is read whenever its value is needed, so that one that cannot be read fails only what needs it.
     """

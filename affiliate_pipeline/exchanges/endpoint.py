@@ -126,8 +126,8 @@ class Endpoint(Generic[SessionT]):
     lands_at: time | None = None
     # The account's alias; empty: the exchange's default account.
     alias: str = ""
-    # By a default account's variable, the name under which this account's value is found and reported. If empty, the
-    # account's variable is the default account's with the alias as its suffix.
+    # Pairs: a variable of the default account, and the name under which this account's value of that variable is found
+    # and reported. Without pairs, this account's variable is the default account's with the alias as its suffix.
     names: VariableNames = ()
 
     @property

@@ -20,7 +20,7 @@ class DayBatch:
     """All rows of one day as received, proven complete.
 
     `chunks` are JSON objects joined by commas, and can be read more than once. `requested_ms` is when the oldest
-    response was requested; None if none was requested before the run began. `note` and `warnings` are for people; a
+    response was requested; it may be None if that was after the run began. `note` and `warnings` are for people; a
     warning needs a fix.
 
     `excluded` has an entry for each user that the exchange refuses, `without_list` for each response without a list

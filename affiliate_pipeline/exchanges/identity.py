@@ -136,9 +136,9 @@ class AccountKeys(TableStore):
         return Lock(TABLE, f"{key.exchange} {key.role} {key.alias}"), f"the identity of {key.account}"
 
     def drop_unused(self, stated: str | None) -> None:
-        """Delete the alias's keys whose identity is not `stated` (None: all), or none if one of them has landed a day.
+        """Delete the alias's keys whose identity is not `stated`, unless one of these keys has landed a day.
 
-        So a wrong first key or openId can be corrected.
+        If `stated` is None, these keys are all keys of the alias. So a wrong first key or openId can be corrected.
         """
         key = self._key
         fingerprints = [each.fingerprint for each in self.all() if each.alias == key.alias and each.identity != stated]

@@ -55,7 +55,7 @@ class Catalog:
         return Catalog((*self.endpoints, *by_account), (*self.reference_tables, *tables))
 
 
-# The default account of each exchange.
+# The catalog of the exchanges' default accounts, each with all endpoints of its exchange, configured or not.
 DEFAULT = Catalog(
     tuple(chain.from_iterable(each.ENDPOINTS for each in _EXCHANGES)),
     tuple(chain.from_iterable(each.REFERENCE_TABLES for each in _EXCHANGES)),
@@ -122,7 +122,7 @@ def first_earning_day(catalog: Catalog, environment: Environment) -> date:
 
 
 def is_any_exchange_configured(variables: Mapping[str, str]) -> bool:
-    """Whether a real exchange is configured, for any account, complete or not."""
+    """Whether any account of a real exchange is configured, even incompletely."""
     return any(name.partition(ALIAS_SEPARATOR)[0] in EXCHANGE_VARIABLES for name in variables)
 
 

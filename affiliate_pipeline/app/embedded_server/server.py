@@ -59,14 +59,16 @@ def start_database(environment: Environment) -> Environment:
     """Start the embedded server with its database, if it is used; return the environment with the database's URL."""
     if not is_embedded(environment):
         return environment
-    return replace(environment, embedded_url=ensure_database(environment.home, environment.mode))
+    database = environment.mode.value
+    return replace(environment, embedded_url=ensure_database(environment.home, database))
 
 
 def running_database(environment: Environment) -> Environment | None:
     """The environment with its database's URL; None if that database is embedded and its server is not running."""
     if not is_embedded(environment):
         return environment
-    url = url_if_running(environment.home, environment.mode)
+    database = environment.mode.value
+    url = url_if_running(environment.home, database)
     return replace(environment, embedded_url=url) if url else None
 
 

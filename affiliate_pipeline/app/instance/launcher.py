@@ -11,8 +11,8 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_run_live
 
-# Exceeds, even on a busy machine, the time from a run's last event until its next process has called
-# `Store.mark_run_live`.
+# Exceeds, even on a busy machine, how long an unfinished run is silent while its next process starts: from the newest
+# event of the run until that process has called `Store.mark_run_live`.
 SILENCE_S = 75
 DAY_S = 86_400
 

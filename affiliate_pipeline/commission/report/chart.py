@@ -43,7 +43,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Chart:
-    """The columns of consecutive days on one scale; `series` are the names of the exchanges, lowest bars first."""
+    """The columns of consecutive days on one scale.
+
+    `series` are the names of the exchanges, in the order in which their bars are stacked from zero.
+    """
 
     columns: Sequence[Column]
     series: Sequence[str]

@@ -38,7 +38,7 @@ FOLDER = FileSystemLoader(Path(__file__).parent)
 TEMPLATES = Environment(loader=FOLDER, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _phrase(text: str) -> Markup:
+def _unbroken_numbers(text: str) -> Markup:
     """The text with its numbers and dates as elements that do not wrap."""
     parts = re.split(r"(?<![^\s(])([−+]?\d[\d.,:…-]*)(?![^\s)])", text)
     number = Markup('<span class="number">{}</span>')
@@ -53,8 +53,8 @@ FUNCTIONS: Mapping[str, object] = {
     "gaps": gaps,
     "joined_names": joined_names,
     "masked": masked,
-    "phrase": _phrase,
     "short": short,
+    "unbroken_numbers": _unbroken_numbers,
     "usdt": usdt,
     "valuation": valuation,
     "zero": Decimal(0),

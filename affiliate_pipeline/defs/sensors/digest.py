@@ -62,7 +62,7 @@ def _evaluate(
         # Enough for the last two weeks that have ended, which a weekly digest compares.
         ledgers = ledger.entries_since(store.connection, today - 4 * WEEK_DAYS * DAY)
         expected = _expected(commission, ledgers, configured, today)
-        timetables = [each.timetable for each in chain(*(expected or commission.alternatives))]
+        timetables = [each.timetable for each in chain(*(expected or commission.alternative_groups))]
         last = newest_scheduled(timetables, now)
         if digest == "weekly":
             last -= last.isoweekday() % WEEK_DAYS * DAY  # to Sunday
@@ -71,7 +71,7 @@ def _evaluate(
             return f"the {digest} digest of {last} is among the alerts"
 
         # `ledgers` also has each asset's first landed day, however old.
-        landed = [day for each in chain(*commission.alternatives) for day in ledgers.get(each.key, ())]
+        landed = [day for each in chain(*commission.alternative_groups) for day in ledgers.get(each.key, ())]
         first_landed = min(landed, default=last + DAY)
         start = max(first_landed, min(map(pipeline.first_day, earning)))
         if last < start:
@@ -95,16 +95,16 @@ def _evaluate(
 def _expected(
     commission: Commission, ledgers: ledger.Ledgers, configured: Sequence[Records], today: date
 ) -> list[list[Records]]:
-    """The `alternatives` with an asset that is configured here or has landed within the last week.
+    """The `alternative_groups` with an asset that is configured here or has landed within the last week.
 
-    Each item is a group of endpoints that report the same money, of which one is enough.
+    The endpoints of a group report the same money, so one of them is enough.
     """
     # Other definitions may land other accounts in the same database.
     recent = {asset for asset, entries in ledgers.items() if max(entries) >= today - WEEK_DAYS * DAY}
     included = recent | {endpoint.key for endpoint in configured}
     return [
         alternatives
-        for alternatives in commission.alternatives
+        for alternatives in commission.alternative_groups
         if any(endpoint.key in included for endpoint in alternatives)
     ]
 

@@ -1,7 +1,7 @@
 """Daily closes of Binance's public spot markets, which need no API key.
 
-A market is written as it is computed: `BTCUSDT`, `XYZBTC*BTCUSDT`, or `1/USDTTRY` for a coin that is only quoted the
-other way round.
+A market is written as the formula of the price from closes: `BTCUSDT`, `XYZBTC*BTCUSDT`, or `1/USDTTRY` for a coin
+that is only quoted the other way round.
 """
 
 import re

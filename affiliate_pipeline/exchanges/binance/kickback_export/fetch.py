@@ -87,7 +87,7 @@ class ExportRequest:
 
 
 def _under_way(exports: KickbackExports, days: Sequence[date]) -> KickbackExport | None:
-    """The open export that has all of the days, and has or will have a readable file."""
+    """The open export that has all of the days and no stored file: only an unreadable file is stored."""
     for export in exports.all_open():
         if export.covers(*days) and not export.has_stored_file:
             return export
