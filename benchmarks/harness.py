@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTING_PREFIXES = ("AFFILIATE_", "BINANCE_", "LBANK_", "ALERT_", "HEARTBEAT_", "DAGSTER_")
 REBATES = "binance/rebate_recent_record"
 SAMPLE_EVERY_S = 0.05
+# How many samples use the same list of descendants (`peaks`).
 SAMPLES_PER_LISTING = 8
 MB = 1_000_000
 SPAWN = get_context("spawn")

@@ -27,7 +27,7 @@ COPIED: Final = "binance.copied"
 NAIVE: Final = "naive"
 DLT: Final = "dlt_bench.rebates"
 PATH = "/sapi/v1/apiReferral/rebate/recentRecord"
-# The contenders.
+# The contenders, by their headings. The first two land the asset: by `dagster asset materialize`, by `dg.materialize`.
 COMMAND, IN_PROCESS, RAW_COPY, NAIVE_CLIENT, DLT_DEFAULT = "the asset", "in process", "raw COPY", "naive client", "dlt"
 AMOUNTS, TIMES = ("income", "commission", "convertPrice"), ("time", "distributeTime")
 PAGE = 500

@@ -4,7 +4,6 @@ The window has its real length. Refused requests count towards the sandbox's lim
 """
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING
@@ -66,14 +65,13 @@ def run(quick: bool, rounds: int) -> list[Table]:
         with ThreadPool(len(jobs)) as pool:
             measured = pool.map(lambda job: project.run(request_repeatedly, *job), jobs)
         served = exchange.served()
-    peak_memory = dict.fromkeys(PROCESSES, 0)
+    peak_bytes = dict.fromkeys(PROCESSES, 0)
     for (key, *_), process in zip(jobs, measured, strict=True):
-        peak_memory[key] = max(peak_memory[key], process.memory["process"])
-    return [_table(served, peak_memory, seconds)]
+        peak_bytes[key] = max(peak_bytes[key], process.memory["process"])
+    return [_table(served, peak_bytes, seconds)]
 
 
-def _table(served: list[ServedRequest], peak_memory: Mapping[str, int], seconds: int) -> Table:
-    """The table; `peak_memory` (bytes) by endpoint is the largest of its processes."""
+def _table(served: list[ServedRequest], peak_bytes: dict[str, int], seconds: int) -> Table:
     from affiliate_pipeline.exchanges.registry import ENDPOINTS
 
     paths = {endpoint.key: endpoint.path for endpoint in ENDPOINTS}
@@ -88,7 +86,7 @@ def _table(served: list[ServedRequest], peak_memory: Mapping[str, int], seconds:
             ["of the permitted rate", *(f"{rate / PERMITTED:.3f}" for rate in rates)],
             ["requests", *(str(len(requests)) for requests in by_key.values())],
             ["refused", *map(str, refused)],
-            ["peak memory of a process, MB", *(f"{peak_memory[key] / MB:,.0f}" for key in PROCESSES)],
+            ["peak memory of a process, MB", *(f"{peak_bytes[key] / MB:,.0f}" for key in PROCESSES)],
         ],
         [
             f"The server permits {BURST} requests in any 10 s and responds to each after {RESPONSE_MS} ms. The rate "

@@ -77,6 +77,7 @@ def _lines(store: Store, days: list[date], rounds: int) -> list[list[str]]:
     """Measure the page of a day, of a month and of all days; return their lines of the table."""
     earning = DEFAULT.with_accounts({name: ALIASES[1:] for name in ("binance", "lbank")}).earning
     commission = Commission(store, earning, has_prices=True)
+    # The names of the pages that the measured ones link to, as if all had been written.
     pages = {f"{day}" for day in days} | {f"{day:%Y-%m}" for day in days} | {render.INDEX}
 
     def read_day() -> Figures:

@@ -246,9 +246,9 @@ def large(project: IsolatedProject, quick: bool, rounds: int) -> list[Table]:
     landing_s: dict[str, float] = {}
     delete_costs: dict[str, tuple[float, int]] = {}
 
-    def measure(name: str) -> None:
-        landing_s[name] = step_s(project, day, rounds)
-        delete_costs[name] = explained(project, delete)
+    def measure(other_rows: str) -> None:
+        landing_s[other_rows] = step_s(project, day, rounds)
+        delete_costs[other_rows] = explained(project, delete)
 
     project.clear()
     measure("0")

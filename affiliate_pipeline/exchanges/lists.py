@@ -2,8 +2,9 @@
 
 Many services send null, an empty text or an empty object instead of an empty list; a failing server may do the same.
 So the request is sent once more. A second response without a list counts as an empty list: the day lands with a note,
-and no landed row is removed (`DayBatch.without_list`). After a full page, it has to be proven to be the end (`by_id`).
-Where a row always exists (a sum), and in Binance's records, which expire, a response without a list is an error.
+and no landed row is removed (`DayBatch.without_list`). If the request was for the page after a full one, the list also
+has to be proven to end there (`by_id`). Where a row always exists (a sum), and in Binance's records, which expire, a
+response without a list is an error.
 """
 
 from collections.abc import Mapping

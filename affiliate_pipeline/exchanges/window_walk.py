@@ -219,7 +219,8 @@ class _Walk:
     def _split(self, window: Window, page_start: int) -> list[Window]:
         """The window as the only item or, once per walk, the parts of a busy one for this job and the idle workers.
 
-        The page before covered `page_start` to the window's start, which shows how many pages are left.
+        The previous page covered the time from `page_start` to the window's start. From the length of that time, the
+        number of pages left in the window is estimated.
         """
         start, last = window
         # This job is one of the open ones.

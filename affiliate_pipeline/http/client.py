@@ -344,7 +344,8 @@ class Client:
         Raises `Banned` if a run cannot wait that long.
         """
         is_rate_limited = isinstance(error, RateLimited)
-        # A POST may have taken effect, unless it was rate-limited: find that out before any pause.
+        # A POST may have taken effect, unless it was rate-limited: start no pause, so that the caller can check
+        # without delay whether it did.
         if method == "POST" and not is_rate_limited:
             return
         pause_s = error.retry_after_s

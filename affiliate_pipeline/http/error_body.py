@@ -32,12 +32,12 @@ MAINTENANCE = (
 )
 _WHOLE = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
 _CHARSET = rb"(?i)charset\s*=\s*[\"']?([\w-]+)"
-# Of a page: invisible parts, tags, and the elements in which XML names an error.
+# Of HTML or XML: invisible parts, tags, and the elements in which XML names an error.
 _INVISIBLE = r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)"
 _TAG = r"<[^<>]*>"
 _NAMED = r"(?is)<(code|message|msg)\b[^<>]*>([^<>]+)<"
 _QUERY = r"(\w+://[^\s?#\"'<>]*)[?#][^\s\"'<>]*"
-# As long as a key or signature, which a message may quote without naming it.
+# Texts with the length of a key or signature: a message may quote one without the name by which `redact` finds it.
 _LONG_RANDOM = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 
 
@@ -45,13 +45,14 @@ _LONG_RANDOM = r"(?<![\w/.-])(?=\w*[0-9])(?=\w*[A-Za-z])\w{32,}(?![\w.])"
 class ErrorBody:
     """The error that a response's body describes.
 
-    `message` is one short redacted line, empty if the body has none; `is_page`: HTML or XML; `is_message`: `message` is
-    an error message and not the beginning of data; `is_failure`: the body reports a failure, whatever the HTTP status.
+    `message` is one short redacted line, empty if the body has none; `is_markup`: the body is HTML or XML;
+    `is_message`: `message` is an error message and not the beginning of data; `is_failure`: the body reports a failure,
+    whatever the HTTP status.
     """
 
     code: int | None
     message: str
-    is_page: bool = False
+    is_markup: bool = False
     is_message: bool = True
     is_failure: bool = True
 
@@ -67,7 +68,7 @@ def read_error(body: bytes, content_type: str = "") -> ErrorBody:
     looks_like_json = text.startswith(("{", "["))
     is_declared_html = "html" in content_type.lower()
     if text.startswith("<") or (is_declared_html and text and not looks_like_json):
-        return _read_page(text)
+        return _read_markup(text)
 
     value = _json(text)
     fields = _fields(value)
@@ -169,7 +170,7 @@ def _json(text: str) -> Any:
         return json.loads(text)
 
 
-def _read_page(text: str) -> ErrorBody:
+def _read_markup(text: str) -> ErrorBody:
     text = re.sub(_INVISIBLE, " ", text)
     # Reversed, so that the first element of each name counts.
     elements = {name.lower(): html.unescape(content).strip() for name, content in reversed(re.findall(_NAMED, text))}
@@ -179,11 +180,11 @@ def _read_page(text: str) -> ErrorBody:
         number = as_integer(code)
         if code and number is None:
             message = f"{code}: {message}"
-        return ErrorBody(number, _line(message), is_page=True)
+        return ErrorBody(number, _line(message), is_markup=True)
 
     texts = [" ".join(html.unescape(piece).split()) for piece in re.split(_TAG, text)]
     distinct = dict.fromkeys(each for each in texts if each)
-    return ErrorBody(None, _line(" ".join(distinct)), is_page=True)
+    return ErrorBody(None, _line(" ".join(distinct)), is_markup=True)
 
 
 def _text(body: bytes, content_type: str) -> str:

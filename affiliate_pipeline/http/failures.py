@@ -127,7 +127,7 @@ class Interpreter:
         if status in (401, 407):
             return AccessRefused(f"{text}{usual_cause}", f"Check {self.key_name} and the proxy")
         has_own_code = error.code is not None and error.code != status
-        if error.is_page or (status == 403 and not has_own_code):
+        if error.is_markup or (status == 403 and not has_own_code):
             return Transient(f"{text}. {_FIREWALL}")
         # 201 to 299: a firewall's challenge, or the request took effect without a usable response.
         if status in (408, 425) or 200 < status < 300:
@@ -157,14 +157,14 @@ def describe(sender: str, response: Response, error: ErrorBody, code_name: str =
         text += f", a redirect to {target}"
     if error.code is not None:
         text += f", {code_name} {error.code}"
-    if error.is_page:
+    if error.is_markup:
         text += " with a web page (HTML or XML)"
 
     if message := error.message.rstrip("."):
         return f"{text}: {message}"
     if error.code is not None:
         return f"{text}: no message"
-    if error.is_page or target:
+    if error.is_markup or target:
         return text
     return f"{text}, without an explanation"
 

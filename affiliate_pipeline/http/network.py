@@ -80,8 +80,8 @@ class Network:
         port = url.port or {"http": 80, "https": 443}.get(url.scheme)
         no_proxy_variable, entries = self._first("no_proxy")
         for bypass in _bypasses(no_proxy_variable, entries):
-            has_scheme_and_port = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
-            if has_scheme_and_port and bypass.covers(host, address):
+            matches_scheme_and_port = bypass.scheme in ("all", url.scheme) and bypass.port in (None, port)
+            if matches_scheme_and_port and bypass.covers(host, address):
                 return None
 
         variable, value = self._first(f"{url.scheme}_proxy", "all_proxy")

@@ -19,6 +19,7 @@ from affiliate_pipeline.http.errors import Refused, Transient
 MAX_LAYERS = 5
 _PIECE_BYTES = 1 << 20
 _MAX_NAMES = 5
+# A group's name selects its reader in `_opened`: that of gzip also reads zlib, that of xz also reads LZMA.
 _PACKED = (
     rb"(?s)(?P<gzip>\x1f\x8b|x[\x01\x5e\x9c\xda])|(?P<bz2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))|(?P<xz>\xfd7zXZ\0|\x5d\0\0)"
     rb"|(?P<zstd>\x28\xb5\x2f\xfd)|(?P<lz4>\x04\x22\x4d\x18)|(?P<zip>PK(?:\x03\x04|\x05\x06|\x07\x08))"
@@ -198,7 +199,7 @@ def _check_is_table(text: str) -> None:
         return
 
     error = read_error(start.encode(errors="replace"))
-    if error.is_page:
+    if error.is_markup:
         kind = "a web page (HTML)" if re.search("<(html|!doctype html)", start, re.IGNORECASE) else "XML"
         # A page without text is quoted with its tags.
         raise NotTheFile(f"the response is {kind} and not the file: {error.message or quote(start.encode())!r}")

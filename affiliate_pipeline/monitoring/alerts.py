@@ -40,7 +40,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class FailedAsset:
-    """The days of an asset that a run should have landed but did not, with known problems.
+    """The days of an asset that a run should have landed but did not, and the known problems of these days.
 
     No days: the asset is not partitioned. No endpoint: it is derived from others, or a reference table.
     """

@@ -37,7 +37,7 @@ class AlertSettings(Settings):
         # A URL may contain commas (`to=a@x.com,b@x.com`), but no white space.
         parts = re.split(r",(?=[\s,]|$|\w+://)", value)
         urls = [part.strip() for part in parts if part.strip()]
-        # Without a target, alerts would count as delivered.
+        # A value of commas only is a mistake: as with an unset variable, all alerts would count as delivered.
         if not urls:
             raise malformed(variable, "has no URL")
         return urls

@@ -216,7 +216,7 @@ def _automation(
 
 
 def _days(endpoints: Sequence[Endpoint], ledgers: ledger.Ledgers, environment: Environment) -> Iterator[Finding]:
-    """The overdue days of each asset, and how many assets with landed days have none."""
+    """The overdue days of each asset, and the number of assets with landed but no overdue days."""
     now = now_ms()
     up_to_date = 0
     for endpoint in endpoints:
@@ -286,7 +286,7 @@ def accounts(environment: Environment) -> Iterator[Finding]:
 
 
 def _to_check_by_account(endpoints: Sequence[Endpoint]) -> dict[str, list[Endpoint]]:
-    """By exchange, alias and role, joined as one text: the endpoints with a probe or a file."""
+    """The endpoints with a `probe` or a `file_check`, by exchange, alias and role (as one text)."""
     by_account: dict[str, list[Endpoint]] = {}
     for endpoint in endpoints:
         if endpoint.probe or endpoint.file_check:
@@ -298,7 +298,7 @@ def _to_check_by_account(endpoints: Sequence[Endpoint]) -> dict[str, list[Endpoi
 def _account(
     about: str, endpoints: list[Endpoint], environment: Environment, measured_exchanges: set[str]
 ) -> Iterator[Finding]:
-    """Check the account's files, its exchange's clock, and its credentials by each probe until one fails.
+    """Check the account's input files, its exchange's clock, and its credentials by each probe until one fails.
 
     Args:
         measured_exchanges: The exchanges whose clock has been compared; this account's exchange is added.
@@ -334,7 +334,7 @@ def _account(
 
 
 def _file(endpoint: Endpoint, session: Session) -> Iterator[Finding]:
-    """What is wrong with the endpoint's file, if it has one."""
+    """What is wrong with the input file that the endpoint's `file_check` names, if it has one."""
     if not endpoint.file_check:
         return
     variable, unusable_lines_in = endpoint.file_check

@@ -150,8 +150,8 @@ class Outbox(TableStore):
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
                 (target, keys),
             )
-            # While a target is down, each tick retries one alert, sent alone, and ends when that fails: so the attempts
-            # after each alert's first, added up, are the target's retries.
+            # While a target is down, a tick retries at most one alert: `alert_delivery` sends the alert alone and
+            # stops at its failure. So the sum of `attempts - 1` over the failed alerts is the number of retries.
             return self._execute(
                 "with failing as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as paused_until "
                 f"from {DELIVERIES} "

@@ -23,6 +23,7 @@ READ_ONLY_ACTION = (
     "address leads to a standby, and `default_transaction_read_only`. Make it writable or use the primary's address (with "
     "several hosts in the URL, add target_session_attrs=read-write), then materialize again"
 )
+# Follows the name of the database's encoding in messages.
 ENCODING = "which cannot represent every character that an exchange may send"
 ENCODING_ACTION = (
     "Create a database with `create database … encoding 'UTF8' template template0` and use it in the database's URL"
@@ -62,8 +63,9 @@ _TLS_CAUSES = (
 _RIGHTS = {"table": "select, insert, update, delete", "sequence": "usage, select, update"}
 
 UNUSABLE = "the database cannot be used"
-# A pattern of codes, a pattern of messages, what happened and the action; the first match applies. An error without a
-# code (a failed connection) matches if the pattern of codes is empty or ends with `|`, and its message matches too.
+# A pattern of codes, a pattern of messages, what happened and the action; the first match applies. An error with a
+# code matches by its code alone. An error without a code (a failed connection) matches by its message, and only if the
+# pattern of codes is empty or ends with `|`.
 # Codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CAUSES: tuple[tuple[str, str, str, str], ...] = (
     *(("", texts, UNUSABLE, action) for texts, action in _TLS_CAUSES),

@@ -125,6 +125,8 @@ def _own_or_dead_holder(connection: psycopg.Connection[Any], lock: Lock) -> tupl
         "select application_name "
         "from pg_stat_activity "
         "where application_name like {application} "
+        # Not this session, which is active: otherwise all sessions of this process would count as live, since they have
+        # the same name.
         "and pid <> pg_backend_pid() "
         # Other roles' states are hidden, and with track_activities off, all are: these count as live.
         "and (coalesce(state, 'disabled') in ('active', 'disabled') "

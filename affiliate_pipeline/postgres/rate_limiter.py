@@ -38,14 +38,14 @@ where (scope, slot) = (
     order by returns_at, slot limit 1 for update skip locked
 ) returning slot, returns_at"""
 _WAIT: Final = f"""
-with scope_ends as (
+with free_times as (
     select min(returns_at) filter (where slot between 0 and %(slots)s - 1) as slot_returns_at,
         max(returns_at) filter (where slot = -1) as pause_ends_at
     from {TABLE} where scope = %(scope)s
 )
 select extract(epoch from greatest(slot_returns_at, pause_ends_at) - clock_timestamp())::float8,
     extract(epoch from pause_ends_at - clock_timestamp())::float8
-from scope_ends"""
+from free_times"""
 
 
 @dataclass

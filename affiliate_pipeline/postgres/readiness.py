@@ -38,6 +38,7 @@ with existing as (
     from existing where not has_table_privilege(oid, privilege)
 )
 select pg_is_in_recovery(),
+    -- The setting with which the session began: `check` sets the current one to on.
     (select reset_val from pg_settings where name = 'default_transaction_read_only') = 'on',
     current_setting('server_encoding'),
     array(select privilege from missing),
@@ -83,9 +84,9 @@ def problems(connection: psycopg.Connection[Any], privileges: Mapping[str, str])
 
 
 def require_storage(url: str) -> None:
-    """Raise `StoreUnavailable` unless Dagster has its own tables in the schema `public` or can create them there.
+    """Raise `StoreUnavailable` if the database is read-only, or if Dagster's tables neither exist nor can be created.
 
-    A database without this schema is not checked.
+    Dagster has its tables in the schema `public`. In a database without this schema, the tables are not checked.
     """
     with connect(url, autocommit=True) as connection:
         for error in problems(connection, {}):

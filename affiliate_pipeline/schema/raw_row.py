@@ -22,7 +22,8 @@ AS_RECEIVED = "$json"
 # Just below the 16,383 digits that a number in jsonb can have after the decimal point.
 MAX_NUMBER_DIGITS = 16_000
 _SPACED_COLON = re.compile(rb'"\s+:')
-# A text without these fits jsonb if it is short: an exponent of three digits adds at most 999 digits to a number.
+# A short text without these fits jsonb: an exponent of three digits adds at most 999 digits to a number. An object may
+# have a field twice, or only the key `$json` (`_check_object`).
 _SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
 # An odd number of backslashes: after an even number, `u0000` is plain text.
 _U0000 = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -106,8 +107,9 @@ def new_row(model: type[Row], values: Mapping[str, object]) -> bytes:
 def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
     """The row with these values (by JSON name) added.
 
-    The values of the row's other fields are unchanged, byte for byte unless a field is repeated. Raises ValueError if
-    the row already has another value, not null, under one of the given names.
+    The values of the row's other fields, repeated ones included, are unchanged. Their bytes may differ (spaces,
+    escapes) only if a field is repeated. Raises ValueError if the row already has another value, not null, under one of
+    the given names.
     """
     given = {normalized(name): str(value) for name, value in values.items()}
     members = [_member(name, msgspec.json.encode(value)) for name, value in values.items()]

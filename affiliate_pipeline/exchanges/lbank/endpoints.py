@@ -209,7 +209,7 @@ ENDPOINTS: tuple[Endpoint[LBankSession], ...] = (
 
 
 def _roster_plan(session: LBankSession) -> RequestPlan:
-    """One request per page of the users known now, and an unknown number for new ones or a second pass."""
+    """One request per page of the known users, and an unknown number for new ones or a second walk (`by_offset`)."""
     # 0: a roster of any age, so nothing is refreshed.
     known_users = len(session.roster(0).members)
     pages = max(1, math.ceil(known_users / PAGE_SIZE))

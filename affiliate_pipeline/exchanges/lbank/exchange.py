@@ -134,7 +134,8 @@ def _accepted_open_id(endpoint: Endpoint, client: Callable[[str], Client], own_o
     except Fatal as error:
         if error.code == responses.CLOSED_CODE:
             return None
-        # LBank sends the same code to an IP address that is not on the key's list.
+        # LBank sends the same code if the IP address is not on the key's list. Only then does its message mention the
+        # address, so that "address" is in `causes`.
         if error.code != responses.STRANGER_CODE or "address" in error.causes:
             raise
         key_name, open_id_name = endpoint.variable("LBANK_API_KEY"), endpoint.variable("LBANK_OPEN_ID")

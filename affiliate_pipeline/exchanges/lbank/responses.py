@@ -101,11 +101,11 @@ def _failure_of(response: Response, envelope: _Envelope | None, interpreter: Int
     """The error to raise for a failed response; `envelope` is None if it has none."""
     error = error_of(response)
     has_status_200 = response.status_code == 200
-    lacks_envelope = envelope is None and has_status_200 and not error.is_page
+    lacks_envelope = envelope is None and has_status_200 and not error.is_markup
     note = " (not the envelope that its API sends)" if lacks_envelope else ""
 
     # A failure without a reason may be temporary.
-    is_from_api = (envelope is not None or has_status_200) and not error.is_page
+    is_from_api = (envelope is not None or has_status_200) and not error.is_markup
     is_unexplained = is_from_api and error.code in (None, 0)
     meaning = Meaning(Transient) if is_unexplained else None
 

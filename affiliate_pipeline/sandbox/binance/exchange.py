@@ -165,7 +165,7 @@ class Binance:
         self._rebates.set(rows)
 
     def rebates(self, day: date) -> list[dict[str, Any]]:
-        """The rebates of the UTC day as of now, in the order of responses, without `transform_row`."""
+        """The rebates of the UTC day as of now, in the order of responses, not altered by `Faults.transform_row`."""
         start = start_of(day)
         return [decode(row) for row in self._rebates_between(start, start + DAY_MS)]
 

@@ -38,8 +38,8 @@ _FILE_KEY = b"sandbox-file-host-secret"
 class FileForm:
     """The format of the file and its URL.
 
-    `header`: the names of the columns, in order. `packed`: a .gz file, or gzip as Content-Encoding. `url`: sent as a JSON
-    string or as plain text.
+    `header`: the names of the columns, in order; if there are none, the file is empty. `packed`: a .gz file, or gzip as
+    Content-Encoding. `url`: sent as a JSON string or as plain text.
     """
 
     header: tuple[str, ...] = ("income", "asset", "symbol", "time")
@@ -85,7 +85,7 @@ class Kickbacks:
         self._records.set(rows)
 
     def of(self, day: date) -> list[dict[str, Any]]:
-        """All kickbacks of the UTC day, including future ones, without `transform_row`."""
+        """All kickbacks of the UTC day, including future ones, not altered by `Faults.transform_row`."""
         return [decode(row) for row in self._records.day(day).rows]
 
     def between(

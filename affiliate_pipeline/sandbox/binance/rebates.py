@@ -150,7 +150,7 @@ def payment(rnd: Callable[[], float], mean: int, markets: Sequence[Market]) -> t
 
 
 def offsets(rnd: Callable[[], float], count: int) -> list[int]:
-    """`count` times of a day in ms since midnight, sorted: both edges, a few bursts, the rest by hourly activity."""
+    """`count` instants of a day in ms since midnight, sorted: both edges, a few bursts, the rest by hourly activity."""
     times = [0, DAY_MS - 1][:count]
     if count >= 100:
         burst_count = 2 + int(3 * rnd())

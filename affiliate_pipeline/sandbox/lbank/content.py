@@ -54,7 +54,7 @@ EMPTY_PROFILE = {
 class Content:
     """The users and what they do. Times are in ms, ranges include both ends.
 
-    Tests read rows as of now, without `transform_row`.
+    Tests read rows as of now, not altered by `Faults.transform_row`.
     `newest_first`: users and money are ordered from the newest to the oldest.
     """
 

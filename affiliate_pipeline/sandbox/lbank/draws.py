@@ -29,7 +29,10 @@ def draw_amount(draw_below: Draw, mean: int) -> Amount:
 
 
 def with_drawn_scale(draw_below: Draw, units: int) -> Amount:
-    """About this amount (in units of 10^-18), with a drawn number of decimals, or more to have three digits; not 0."""
+    """About this amount (in units of 10^-18), never 0, with a drawn number of decimals.
+
+    If fewer than three digits of the amount would be left with the drawn number, the result has 8 or 18 decimals.
+    """
     scale = _scale_with_three_digits(units, SCALES[draw_below(len(SCALES))])
     if draw_below(8) == 0:  # trailing zeros
         units = with_significant_digits(units, 3)

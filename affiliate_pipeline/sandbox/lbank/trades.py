@@ -97,7 +97,7 @@ def commission_rate(agent: User, trade_type: int) -> int:
 
 
 def _add(totals: Totals, user: User, trade_type: int, fills: list[Fill]) -> None:
-    """Add all fills of this type of the user to the totals: as its own, its teams', and commissions."""
+    """Add the user's fills of this type to the totals: its own, those of the teams that it is in, and commissions."""
     volume = sum_of(fill.volume for fill in fills)
     fee = sum_of(fill.fee for fill in fills)
     totals.user[user.open_id, trade_type] = volume, fee
