@@ -1,5 +1,6 @@
 """LBank's assets land exactly the exchange's rows, with the number of requests that the plan states."""
 
+import json
 import logging
 import math
 import random
@@ -18,12 +19,15 @@ from affiliate_pipeline.domain.problem import SettingsError
 from affiliate_pipeline.domain.wording import duration
 from affiliate_pipeline.environment import configured
 from affiliate_pipeline.exchanges.lbank.exchange import LBankSession
+from affiliate_pipeline.exchanges.lbank.pagination import WALKS
 from affiliate_pipeline.exchanges.registry import DEFAULT, Catalog
 from affiliate_pipeline.landing.pipeline import Landed, connected, land_days
 from affiliate_pipeline.landing.store import Store
 from affiliate_pipeline.sandbox import Number, Sandbox
+from affiliate_pipeline.sandbox.exchange import Call
 from affiliate_pipeline.sandbox.lbank.users import OWN_OPEN_ID
 from affiliate_pipeline_tests import conftest
+from affiliate_pipeline_tests.cases.sandbox_responses import replace_bodies
 from affiliate_pipeline_tests.code_location import loaded_definitions
 from affiliate_pipeline_tests.conftest import instance_of_all_runs
 from affiliate_pipeline_tests.defs import direct_runs
@@ -226,6 +230,26 @@ def test_yesterdays_trades_include_the_affiliates_own_and_those_of_users_who_sta
     assert landed(query, TRADES, yesterday) == sent(rows_of(sandbox, TRADES, yesterday))
     found = {open_id for (open_id,) in query("select open_id from lbank.trade_user")}
     assert {newcomer, OWN_OPEN_ID} <= found
+
+
+def test_null_after_the_last_page_of_the_users_is_the_end_of_the_list(sandbox, query, monkeypatch):
+    """The server rounds `start` down to whole pages, and its last page is full."""
+    users: list[dict[str, object]] = []
+
+    def body_of(call: Call, sent: bytes) -> bytes:
+        if call.path != PATH[TEAM]:
+            return sent
+        if not users:
+            [user, *_] = json.loads(sent)["data"]
+            users.extend(user | {"openId": f"LBA{number}"} for number in range(2 * WALKS[1]))
+        size = int(call.params["pageSize"])
+        start = int(call.params["start"]) // size * size
+        return json.dumps({"result": "true", "error_code": 0, "data": users[start : start + size] or None}).encode()
+
+    replace_bodies(sandbox.lbank, monkeypatch, body_of)
+    for _ in range(2):  # the second time, the roster has users
+        refresh_roster()
+    assert query("select count(*) from lbank.roster") == [(len(users),)]
 
 
 def test_the_roster_contains_every_user_ever_listed(sandbox, query):

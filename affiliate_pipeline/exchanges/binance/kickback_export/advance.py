@@ -12,7 +12,6 @@ is no longer offered, or belongs to another request.
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -79,7 +78,8 @@ class _Step:
         is_waiting = self.export.state == "waiting"
         expired = [day for day in self.export.days if not is_retained(day, self.session.now_ms())]
         if is_waiting and expired:
-            self._expire_and_split(expired)
+            note = f"it could not be requested within the {RETENTION.days} days that the exchange retains"
+            self.exports.expire_first_days(self.export, expired, note)
             return
 
         try:
@@ -91,14 +91,6 @@ class _Step:
             self._post_or_postpone(offered)
         else:
             self._handle_poll(offered)
-
-    def _expire_and_split(self, expired: Sequence[date]) -> None:
-        """Cut the export to its first days, `expired`, and expire it; its other days become a new export."""
-        retained = self.export.days[len(expired) :]
-        if retained:
-            self.exports.add(retained[0], retained[-1])
-        note = f"it could not be requested within the {RETENTION.days} days that the exchange retains"
-        self.exports.update(self.export, state="expired", last_day=expired[-1], note=note)
 
     def _post_or_postpone(self, offered_before: FileUrl | Pending) -> None:
         """Send the POST, or postpone it for a short time if it is unknown which file is offered already."""

@@ -178,6 +178,15 @@ class KickbackExports(TableStore):
         ((export_id,),) = self._execute(insert, (self._account, self._source, first, last)).fetchall()
         return export_id
 
+    def expire_first_days(self, export: KickbackExport, expired: Sequence[date], note: str) -> None:
+        """Cut the export to its first days, `expired`, and expire it; its other days become a new export."""
+        retained = export.days[len(expired) :]
+        # In one transaction: otherwise a killed process could leave the other days in two exports.
+        with as_store_unavailable(), self._connection.transaction():
+            if retained:
+                self.add(retained[0], retained[-1])
+            self.update(export, state="expired", last_day=expired[-1], note=note)
+
     def mark_collecting(self, export: KickbackExport, path_before: str | None) -> None:
         """Record that the POST is about to be sent; fails if another export of the source is collecting."""
         self._execute(
