@@ -60,11 +60,11 @@ def run(quick: bool, rounds: int) -> list[Table]:
 
 def _table(results: dict[int, list[Result]], rounds: int) -> Table:
     """The table of the results by number of days."""
-    run_s = {number: statistics.median(result.run_s for result in of_days) for number, of_days in results.items()}
+    run_s = {number: statistics.median(result.run_s for result in measured) for number, measured in results.items()}
     fetching_s = {
-        number: statistics.median(result.fetching_s for result in of_days) for number, of_days in results.items()
+        number: statistics.median(result.fetching_s for result in measured) for number, measured in results.items()
     }
-    memory = {number: max(result.memory for result in of_days) for number, of_days in results.items()}
+    memory = {number: max(result.memory for result in measured) for number, measured in results.items()}
     shortest = min(results)
 
     def overhead_ms(number: int) -> str:

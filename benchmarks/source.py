@@ -89,8 +89,8 @@ def source(prepare: Callable[..., Any], *arguments: Any, **options: Any) -> Iter
 def serve_rebates(sandbox: "Sandbox", sets: Sequence[tuple[int, Sequence[date]]]) -> list[Content]:
     """Replace the sandbox's rebates by generated sets (number of rows, days); return the summary of each set.
 
-    One more rebate before the days of each set proves that the source retains these days. Retention and weight limit
-    are removed.
+    Also adds one rebate on the day before the first day of each set, which no summary counts: it proves that the source
+    retains the set's days. Retention and weight limit are removed.
     """
     generated_sets: list[list[dict[str, Any]]] = []
     older: list[dict[str, Any]] = []

@@ -232,7 +232,7 @@ class Snapshot(Endpoint[SessionT]):
 
 @dataclass(frozen=True, kw_only=True)
 class ActionLog(Endpoint[SessionT]):
-    """What runs did at the exchange: each run appends its rows to the day."""
+    """Actions that runs have attempted at the exchange: each run appends its rows to the day."""
 
 
 @dataclass(frozen=True, kw_only=True)

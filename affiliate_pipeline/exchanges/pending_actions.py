@@ -1,4 +1,4 @@
-"""What runs did at an exchange: one row per action, stored until its `ActionLog` lands it."""
+"""Actions that runs have attempted at an exchange: one row per action, stored until its `ActionLog` lands it."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -18,7 +18,7 @@ class PendingActions(TableStore):
         self._asset, self._source, self._sources = asset, source, list(sources)
 
     def rows(self) -> dict[str, bytes]:
-        """The rows by name, in the order of the names."""
+        """The rows by name, in the order of the names, which begin with the times of the actions."""
         rows = self._execute(
             f'select name, payload from {TABLE} where asset = %s and source = any(%s) order by name collate "C"',
             (self._asset, self._sources),
@@ -26,7 +26,10 @@ class PendingActions(TableStore):
         return dict(rows.fetchall())
 
     def put(self, name: str, row: bytes) -> None:
-        """Store the row durably; it replaces one of the same name, even one stored with another key of the account."""
+        """Store the row durably; it replaces one of the same name, even one stored with another key of the account.
+
+        The name is a unique id of the action that the caller chooses; it has to begin with the action's time (Unix ms).
+        """
         self._execute(
             f"with stored_with_another_key as (delete from {TABLE} "
             "where asset = %(asset)s and name = %(name)s and source = any(%(sources)s) and source <> %(source)s) "

@@ -101,7 +101,8 @@ class Clock:
             return True
         self.set(server_ms)
 
-        # Compare with the offset that the request was signed with: another request may have changed the current one.
+        # Compare with the offset that the request was signed with, not with the one that `set` has just replaced:
+        # since the check above, another thread may have changed the latter.
         if rejected.server_ms is not None and abs(self.offset_ms - rejected.offset_when_signed_ms) < CLOCK_TOLERANCE_MS:
             return False
         log.warning("the exchange's clock differs by %d ms; corrected", self.offset_ms)

@@ -30,7 +30,8 @@ MAINTENANCE = (
     r"(?i)maintenance|maintain(ing|ed)|service (is )?(temporarily |currently )?unavailable|temporarily unavailable|"
     r"(system|server|service) (is )?(too )?(busy|overloaded)|being upgraded|system upgrade|维护|系统繁忙|系统升级|服务不可用"
 )
-_WHOLE = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
+# A decimal number; the first group is its integer part.
+_NUMBER = r"([+-]?[0-9]{1,18})(\.[0-9]+)?"
 _CHARSET = rb"(?i)charset\s*=\s*[\"']?([\w-]+)"
 # Of HTML or XML: invisible parts, tags, and the elements in which XML names an error.
 _INVISIBLE = r"(?is)<!--.*?(?:-->|\Z)|<(script|style|noscript|template|svg)\b.*?(?:</\1\s*>|\Z)"
@@ -103,7 +104,7 @@ def as_integer(value: object) -> int | None:
     """The integer part of a JSON number or of a number as text; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    found = re.fullmatch(_WHOLE, str(value).strip())
+    found = re.fullmatch(_NUMBER, str(value).strip())
     return int(found[1]) if found else None
 
 

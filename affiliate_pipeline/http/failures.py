@@ -126,8 +126,8 @@ class Interpreter:
         usual_cause = f". Usually {_STATUSES[status]}" if status in _STATUSES else ""
         if status in (401, 407):
             return AccessRefused(f"{text}{usual_cause}", f"Check {self.key_name} and the proxy")
-        has_own_code = error.code is not None and error.code != status
-        if error.is_markup or (status == 403 and not has_own_code):
+        has_code_other_than_status = error.code is not None and error.code != status
+        if error.is_markup or (status == 403 and not has_code_other_than_status):
             return Transient(f"{text}. {_FIREWALL}")
         # 201 to 299: a firewall's challenge, or the request took effect without a usable response.
         if status in (408, 425) or 200 < status < 300:

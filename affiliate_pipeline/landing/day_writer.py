@@ -130,8 +130,8 @@ class DayWriter:
         # while the next ones are decoded.
         texts: Iterable[bytes] = Spool(rows) if entry or altering_features else rows
 
-        # How the table differs from what had landed, filled only if the source still has exactly that. If the table
-        # differs, the day is landed again.
+        # How the table differs from the rows that had landed, filled only if the source still has exactly these rows.
+        # If the table differs, the day is landed again.
         difference = ""
         shrinking = ""
         restated: DayStats | None = None

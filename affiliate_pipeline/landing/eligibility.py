@@ -69,7 +69,7 @@ class Availability:
         """Request a row older than `days` (in order), which proves that the source still has them.
 
         Rows expire oldest first: a day is complete at least until it is as old as that row is now. If the request
-        fails, the error is recorded for `expired`; `Fatal` is raised.
+        fails with `Refused` or `Transient`, the error is recorded for `expired`; a `Fatal` error is raised instead.
         """
         retention = retention_of(self.endpoint)
         if not days or retention is None or retention.proof is None:

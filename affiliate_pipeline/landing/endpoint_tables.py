@@ -223,7 +223,7 @@ def altering_features_query(connection: psycopg.Connection[Any], endpoint: Endpo
 def matching_values(
     connection: psycopg.Connection[Any], endpoint: Endpoint, day: date, entries: Sequence[Mapping[str, object]]
 ) -> list[dict[str, str]]:
-    """Those of the entries (see `DayBatch`) that match any landed row of the day.
+    """Those entries of `DayBatch.excluded` or `DayBatch.without_list` that match any landed row of the day.
 
     Their values are by JSON name; the result has them by column name, as text.
     """
@@ -232,7 +232,7 @@ def matching_values(
     column_names = {column.json_name: column.name for column in columns(endpoint.schema)}
     compared = [column_names[json_name] for json_name in entries[0]]
     as_texts = [sql.SQL("{}::text").format(sql.Identifier(name)) for name in compared]
-    # The first column is for an empty entry, which has no columns to select.
+    # The constant '' is selected too, so that the select list is not empty if the entries have no fields.
     selected = sql.SQL(", ").join([sql.SQL("''"), *as_texts])
     rows = connection.execute(sql.SQL("select distinct {} from {}").format(selected, rows_of(endpoint, day))).fetchall()
     landed = {tuple(values) for _, *values in rows}

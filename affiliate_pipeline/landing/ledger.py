@@ -70,9 +70,9 @@ def assets(connection: Connection[Any]) -> list[str]:
 
 
 def has_landed(connection: Connection[Any], key: Key, fingerprint: str) -> bool:
-    """Whether a day of `key`'s account and role was fetched with the key that has this fingerprint, at any host.
+    """Whether a day of the account and role of `key` was fetched with the API key of this fingerprint, at any host.
 
-    The fingerprint may be that of another key of the account.
+    The fingerprint is that of `key` itself or of another API key of the account.
     """
     # Assets of the account are named `<account>/<endpoint>`; a source is the host, the role (if any) and the fingerprint.
     account = f"{key.exchange}/{key.alias}" if key.alias else key.exchange

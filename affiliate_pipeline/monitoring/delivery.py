@@ -103,7 +103,10 @@ def _part(alert: Alert) -> str:
 
 
 def fingerprint(url: str) -> str:
-    """An id of a URL of ALERT_URLS, too short to find its secrets by brute force."""
+    """An id of a URL of ALERT_URLS.
+
+    It is so short that many URLs have the same id: an equal id does not prove that guessed secrets are right.
+    """
     return sha256(url.encode()).hexdigest()[:8]
 
 

@@ -150,8 +150,9 @@ class Outbox(TableStore):
                 "on conflict (alert, target) do update set attempts = alert_delivery.attempts + 1",
                 (target, keys),
             )
-            # While a target is down, a tick retries at most one alert: `alert_delivery` sends the alert alone and
-            # stops at its failure. So the sum of `attempts - 1` over the failed alerts is the number of retries.
+            # While a target is down, a tick of the sensor `alert_delivery` retries at most one alert: the sensor sends
+            # the first alert to be retried as a message of its own, and sends the target nothing more in this tick once
+            # a message has failed. So the sum of `attempts - 1` over the failed alerts is the number of retries.
             return self._execute(
                 "with failing as (select 1 + sum(attempts - 1) as attempts, max(next_attempt_at) as paused_until "
                 f"from {DELIVERIES} "

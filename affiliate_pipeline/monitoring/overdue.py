@@ -79,7 +79,8 @@ def overdue_days(endpoint: Endpoint, ledgers: ledger.Ledgers, start: date, now_m
     """Overdue days of the last 30, oldest first, not before `start` or the first landed day.
 
     `ledgers` must have, by asset, the first landed day and those of the last 31 days: one more than 30, since the
-    caller's date may be a day ahead of the zone's. An expired day is not overdue if the fallback has landed it.
+    caller may count from today in UTC, which may be a day ahead of today in the endpoint's zone. An expired day is not
+    overdue if the fallback has landed it.
     """
     timetable = endpoint.timetable
     landed = ledgers.get(endpoint.key)

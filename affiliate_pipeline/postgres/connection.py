@@ -118,6 +118,7 @@ def _is_shared(connection: psycopg.Connection, other: psycopg.Connection) -> boo
         "select pg_backend_pid(), set_config('affiliate.session', %s, false)", mark
     ).fetchall()
     try:
+        # Repeat: a pooler that shares sessions may by chance assign the first connection its previous session.
         for _ in range(3):
             with other.transaction():
                 # Compare ids first: in a shared session, the first connection could wait forever for this transaction.

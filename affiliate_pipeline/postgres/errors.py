@@ -9,8 +9,8 @@ import psycopg
 from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.domain.redaction import redact
 
-# A placeholder for the URL in the texts below. `explained` replaces it with the name of the variable that has the URL,
-# where that is known.
+# How the texts below name the URL: some insert this constant, others spell it out. `explained` replaces both by the
+# name of the variable that has the URL, where that name is known.
 URL_NAME = "the database's URL"
 RETRY_ACTION = "Check that it runs and that the database's URL is right, then materialize again"
 DIRECT_ACTION = (

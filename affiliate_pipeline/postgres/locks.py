@@ -125,8 +125,8 @@ def _own_or_dead_holder(connection: psycopg.Connection[Any], lock: Lock) -> tupl
         "select application_name "
         "from pg_stat_activity "
         "where application_name like {application} "
-        # Not this session, which is active: otherwise all sessions of this process would count as live, since they have
-        # the same name.
+        # Not this session: it is active while it runs this query, and all sessions of this process have the same name.
+        # So with this session included, a session whose connection was lost would never count as dead.
         "and pid <> pg_backend_pid() "
         # Other roles' states are hidden, and with track_activities off, all are: these count as live.
         "and (coalesce(state, 'disabled') in ('active', 'disabled') "

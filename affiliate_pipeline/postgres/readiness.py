@@ -93,7 +93,8 @@ def require_storage(url: str) -> None:
             if isinstance(error, DatabaseReadOnly):
                 raise error
         with as_store_unavailable():
-            # Without the schema, there is no row and no error: the URL's `options` may set another `search_path`.
+            # Without the schema, the query returns no row, and nothing is raised: the URL's `options` may set another
+            # `search_path` for Dagster's tables.
             row = connection.execute(
                 "select to_regclass('public.runs') is not null or has_schema_privilege('public', 'create') "
                 "where to_regnamespace('public') is not null"

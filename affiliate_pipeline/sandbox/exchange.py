@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Protocol
 from urllib.parse import unquote
 
+# Without `__`, which separates a variable's name from the alias. Without `_file` at the end: the value of a variable
+# whose name ends with `_FILE` (`LBANK_API_SECRET__ACME_FILE`) is the path of a file with the secret.
 ALIAS = re.compile(r"(?!.*__|.*_file$)[a-z][a-z0-9_]{0,30}")
 
 

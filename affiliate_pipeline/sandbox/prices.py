@@ -13,7 +13,8 @@ UNIT = 10**8
 # The price moves from level to level; the levels are this many days apart.
 LEVEL_DAYS = 16
 SIGNIFICANT_DIGITS = 7
-# The maximum distances (in `_PRICED`) for stablecoins, fiat currencies and other coins.
+# The maximum distance of a day's close from the line between two levels, in 1/100 % of the price in `_PRICED`: of
+# stablecoins, fiat currencies and other coins.
 STABLE, FIAT, COIN = 3, 20, 150
 
 # By market (coin, quote): the price, and the maximum distance of a day's close from the line between two levels, in

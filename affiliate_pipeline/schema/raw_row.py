@@ -22,8 +22,8 @@ AS_RECEIVED = "$json"
 # Just below the 16,383 digits that a number in jsonb can have after the decimal point.
 MAX_NUMBER_DIGITS = 16_000
 _SPACED_COLON = re.compile(rb'"\s+:')
-# A short text without these fits jsonb: an exponent of three digits adds at most 999 digits to a number. An object may
-# have a field twice, or only the key `$json` (`_check_object`).
+# A short text without these fits jsonb: an exponent of three digits adds at most 999 digits to a number. An object
+# does not fit if it has a field twice, or only the key `$json` (`_check_object`).
 _SUSPECT = re.compile(rb"\\u0000|[eE][+-]?[0-9]{4}|[{]")
 # An odd number of backslashes: after an even number, `u0000` is plain text.
 _U0000 = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")

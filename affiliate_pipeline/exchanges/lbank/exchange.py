@@ -76,7 +76,7 @@ def connect(endpoint: Endpoint, shared: SharedState, variables: Mapping[str, str
         read = partial(responses.read, variable=endpoint.variable)
         return Client(settings.lbank_base_url, auth, clock, limit, read, default_pause_s=window_s, network=network)
 
-    # `roster` adds the counts of each table that it refreshes (see `Session.refreshed`).
+    # Filled by the function `roster`: it adds the roster's counts if it refreshes the roster (see `Session.refreshed`).
     refreshed: dict[str, Mapping[str, int]] = {}
 
     def roster(not_before_ms: int) -> Roster:

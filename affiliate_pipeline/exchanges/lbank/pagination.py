@@ -79,8 +79,9 @@ def _require_end(get: GetPage, ids: Sequence[int]) -> None:
 def by_offset(get: GetPage, time_field: str, id_fields: Sequence[str] = ()) -> list[bytes]:
     """All rows of a list whose request parameter `start` is the number of rows before the page; raises `Refused`.
 
-    A walk reads the whole list once, with one page size. If no walk is proven complete, two
-    successive walks that reach the end must have the same rows and, with `id_fields`, no row twice.
+    A walk reads the whole list once, with one page size. If a walk is not proven complete, its rows are returned only
+    if the walk reached the end of the list and the previous walk that reached the end had the same rows; with
+    `id_fields`, the walk must also have no row twice. Walks that stop early are not compared.
 
     Args:
         time_field: The JSON name of the time that the rows are ordered by.

@@ -30,7 +30,7 @@ class Task:
 
 @dataclass
 class Pages:
-    """A query's rows by day, when (ms) its oldest page was requested, and whether its only response had no list.
+    """A query's rows by day, when (ms) its oldest page was requested, and whether its first page had no list.
 
     `requests`: the number of pages that were requested; the others were cached.
     """

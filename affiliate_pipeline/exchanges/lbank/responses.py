@@ -25,20 +25,22 @@ _CODES = {
     10600: Meaning(TimestampRejected, "The clock of this machine is off: set it by NTP"),
     10601: Meaning(Fatal, "The exchange has closed this interface: contact its support"),
     10002: Meaning(
-        AccessRefused, "The API key or its signature is wrong: check {key} and {secret}", ("key", "signature")
+        AccessRefused, "The API key or its signature is wrong: check {key} and {secret}", causes=("key", "signature")
     ),
-    10005: Meaning(AccessRefused, "The API key is wrong: check {key}", ("key",)),
-    10006: Meaning(AccessRefused, "The API key or the openId is wrong: check {key} and {open_id}", ("key", "user")),
+    10005: Meaning(AccessRefused, "The API key is wrong: check {key}", causes=("key",)),
+    10006: Meaning(
+        AccessRefused, "The API key or the openId is wrong: check {key} and {open_id}", causes=("key", "user")
+    ),
     10007: Meaning(
         AccessRefused,
         "The signature is wrong: check that {secret} belongs to {key} and is of the kind that {method} names",
-        ("signature",),
+        causes=("signature",),
     ),
     10022: Meaning(
         AccessRefused,
         "Usually the key has no permission for this, or this machine's IP address is not on its list, or the openId is not "
         "ours: check them in LBank's API management, {key} and {open_id}",
-        ("permission", "address", "user", "key"),
+        causes=("permission", "address", "user", "key"),
     ),
 }
 # These two may be about the requested openId and not about us.

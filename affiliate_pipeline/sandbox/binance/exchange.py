@@ -186,7 +186,7 @@ class Binance:
         return NOT_FOUND if body is None else Response(200, body, headers=headers)
 
     def _body(self, call: Call, headers: dict[str, str]) -> bytes | None:
-        """The body of the response, None for an unknown endpoint; `headers` receives the one with the used weight."""
+        """The response's body, None for an unknown endpoint; the header with the used weight is added to `headers`."""
         if (call.method, call.path) == ("GET", TIME):
             return b'{"serverTime":%d}' % self._clock()
         public = self._public.get(call.path) if call.method == "GET" else None
@@ -300,6 +300,8 @@ class Binance:
     def _export_url(self, params: BinanceParameters) -> bytes:
         body = self.kickbacks.offer(params.host)
         if body is None:
+            # No export was requested, or `Faults.pending` has an error. The endpoint has no parameter `history`: the
+            # text only fills the place of a name in the message.
             raise Refused(-1130, "history")
         return body
 

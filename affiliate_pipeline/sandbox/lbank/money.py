@@ -55,7 +55,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     candidates = [user for user in users.generated(midnight) if _moves_money(user, midnight)]
     draw_below = draws("money", day.isoformat())
     percent_of_users = 30 + draw_below(40)
-    count = max(2, users.size * percent_of_users // 100)
+    count = max(2, users.listed_count * percent_of_users // 100)
     return by_kind(_money(candidates, midnight, number, users.offset) for number in range(count))
 
 

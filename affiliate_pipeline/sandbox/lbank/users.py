@@ -1,7 +1,8 @@
 """Generated users under one account's affiliate.
 
 Founders registered before 2025 and are listed permanently. Newcomers register from 2025 on; each is active for 50 days
-and listed for about 100. So `size` users are listed at any time, and newcomers stay listed after their last activity.
+and listed for about 100. So `listed_count` users are listed at any time, and newcomers stay listed after their last
+activity.
 """
 
 import threading
@@ -69,13 +70,13 @@ class User:
 
 
 class Users:
-    """The users under the account's affiliate: `size` generated ones listed at any time, and added ones.
+    """The users under the account's affiliate: `listed_count` generated ones listed at any time, and added ones.
 
     All draws depend on `offset`, by which the account's ids differ from those of the default account.
     """
 
-    def __init__(self, size: int, alias: str = "") -> None:
-        self.size = size
+    def __init__(self, listed_count: int, alias: str = "") -> None:
+        self.listed_count = listed_count
         self.offset = 0
         if alias:
             draw_below = draws("account", alias)
@@ -91,10 +92,10 @@ class Users:
             first_deposit_ms=FOUNDED_MS,
         )
 
-        self._founders = self._generate_founders(size * 2 // 5)
+        self._founders = self._generate_founders(listed_count * 2 // 5)
         self._agents = [user for user in self._founders if user.is_agent]
         self._newcomers: list[User] = []
-        self._listed_newcomer_count = size - len(self._founders)
+        self._listed_newcomer_count = listed_count - len(self._founders)
         self._added: list[User] = []
         self._by_open_id = {user.open_id: user for user in [self.affiliate, *self._founders]}
         self._lock = threading.Lock()
