@@ -25,7 +25,8 @@ from affiliate_pipeline.http.network import VARIABLES as NETWORK_VARIABLES
 
 _PROXY_VARIABLES = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 _LOOPBACK_ENTRIES = "localhost,.localhost,127.0.0.0/8,::1"
-# By storage URL, newest last: the environments of the Dagster storages that this process loaded on an embedded server.
+# The environments of the Dagster storages that this process has loaded and that are on an embedded server, by the URL
+# of the storage. The storage that was loaded last comes last.
 _on_embedded_storage: dict[str, Environment] = {}
 
 

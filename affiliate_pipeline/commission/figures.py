@@ -169,8 +169,9 @@ def _gather(
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
     """The missing and unsettled days of each kind of earnings that is configured or has landed any of `days`.
 
-    Kinds without such days are omitted. Landed days count, so that a report made without credentials covers what other
-    machines land. If no kind is configured or landed, all days of every kind are missing.
+    Kinds of which no day is missing or unsettled are omitted. A kind that is not configured is included if it has
+    landed any of `days`, so that a report rendered without credentials covers what other machines land. If no kind is
+    configured and none has landed any of `days`, then all of `days` are missing for every kind.
     """
     landed = commission.landed(days[0], days[-1])
     configured_or_landed = {endpoint.key for endpoint in configured}.union(*landed.values())

@@ -56,9 +56,9 @@ class Headline:
             times = f"{len(self.days)} times " if has_several_days else ""
             compared_with = f"{times}the mean of {count_of(self.compared_days, 'complete day')} of the {WEEK_DAYS}"
         elif has_several_days:
-            # `days` has 7 days here. If `days` is a month, or a first week of fewer days, the figures have no day
-            # before `days`, so `compared_days` is 0. `usual` is 7 times the mean of the 7 days before `days`, that is,
-            # the total of the 7 days before `days`.
+            # Here `days` is always a week of 7 days: before a month, or before a first week of fewer days, the figures
+            # have no days, so `usual` is None. `usual` is 7 times the mean of the 7 days before `days`, that is, the
+            # total of the 7 days before `days`.
             compared_with = f"the {WEEK_DAYS} days"
         else:
             compared_with = f"the mean of the {WEEK_DAYS} days"

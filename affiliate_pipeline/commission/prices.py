@@ -111,8 +111,8 @@ class Prices:
 
         outcomes: dict[date, PricedDay | Problem] = {}
         for day, inputs in inputs_by_day.items():
-            # Failed days are recorded too: if any of their prices have landed, their sums become stale by the new
-            # fingerprint. Empty `inputs`: some prices may be missing.
+            # Failed days are recorded too: if any of their prices have landed, the day's prices have a new fingerprint,
+            # by which the day's sums become stale. Empty `inputs`: some prices may be missing.
             outcomes[day] = self._record(day, "" if day in failed else inputs, coins[day])
         outcomes |= failed
         return {day: outcomes[day] for day in days}
@@ -215,18 +215,20 @@ class Prices:
         failed_days: Collection[date],
         lookup: _MarketLookup | None,
     ) -> None:
-        """Record the coin's market on the newest day, or since when there is none, unless that shows nothing new.
+        """Record the coin's market on the newest of `days`, or since which of them it has none.
 
-        `failed_days` have an unusable candle, or could not be requested. `lookup`: what has been recorded.
+        `failed_days` have an unusable candle, or could not be requested. `lookup` is what was recorded before. Nothing
+        is recorded if the newest of `days` failed, or if `lookup` has a market and that is also the market on the
+        newest of `days`, or had a price on a later day.
         """
         if not days or days[-1] in failed_days:
             return
         newest = days[-1]
         market = quotes[newest].market if newest in quotes else None
         if lookup and lookup.market:
-            # Days before the known market was found show nothing about later ones.
-            is_before_lookup = newest < lookup.since
-            if market == lookup.market or is_before_lookup:
+            # The recorded market had a price on `lookup.since`. Days before that day show nothing about later ones.
+            is_before_recorded_price = newest < lookup.since
+            if market == lookup.market or is_before_recorded_price:
                 return
 
         since = newest

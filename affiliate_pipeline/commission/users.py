@@ -138,7 +138,10 @@ class _Search:
                 self._user(*key).earned.append(earned)
 
     def add_to_own_client(self, endpoint: Endpoint, newest: date) -> None:
-        """If the account's own client was found, add to it the facts and earnings of the rows that name no user."""
+        """Add the facts and earnings of rows that name no user to the owner of the client key.
+
+        The client key is that of the endpoint's account. If its owner has not been found, nothing is added.
+        """
         account = endpoint.exchange.name, endpoint.alias
         for user in self.users.values():
             # Only a client's key returns rows that name no user. Such rows are about that client, who is named in other

@@ -89,7 +89,10 @@ class Account(ABC):
 
     @property
     def shared_limit(self) -> object:
-        """What all accounts of the exchange at the same base URL must have in common; None: nothing."""
+        """What must be equal in all accounts of the exchange at one base URL; None: nothing.
+
+        If it is not None, these accounts share one rate limit.
+        """
         return None
 
     @property

@@ -47,7 +47,7 @@ LATE_RESPONSE_S = 8
 SUBMIT_S = 300
 
 # These packages have no types.
-_untyped_app: Any = dagster_celery.make_app
+_untyped_make_app: Any = dagster_celery.make_app
 _untyped_tasks: Any = dagster_celery.tasks
 _defaults: Any = defaults
 _untyped_rabbitmq: Any = kombu.transport.pyamqp.Transport
@@ -92,14 +92,14 @@ def responding_workers(broker: str) -> list[str]:
 def ping_backend(broker: str, backend: str) -> None:
     """Raise `BROKER_ERRORS` if the result backend does not respond, or ValueError if its URL is malformed."""
     limits = {"redis_socket_connect_timeout": RESPONSE_S, "redis_socket_timeout": RESPONSE_S}
-    app = _untyped_app.make_app({"broker": broker, "backend": backend, "config_source": {**_SETTINGS, **limits}})
+    app = _untyped_make_app.make_app({"broker": broker, "backend": backend, "config_source": {**_SETTINGS, **limits}})
     app.backend.client.ping()
 
 
 def _app_of(broker: str) -> Any:
     # Without a backend: with one, Celery subscribes to each task's result, and the subscription fails for good once the
     # backend has been restarted.
-    return _untyped_app.make_app({"broker": broker, "backend": "disabled://", "config_source": _SETTINGS})
+    return _untyped_make_app.make_app({"broker": broker, "backend": "disabled://", "config_source": _SETTINGS})
 
 
 class CeleryExecutor(StepDelegatingExecutor):
@@ -146,7 +146,7 @@ class CelerySteps(StepHandler):
     def __init__(self, broker: str, backend: str, is_step_live: IsStepLive):
         self._app = _app_of(broker)
         # Only reads the state of tasks.
-        self._results: Any = _untyped_app.make_app({"broker": broker, "backend": backend}).backend
+        self._results: Any = _untyped_make_app.make_app({"broker": broker, "backend": backend}).backend
         self._is_step_live = is_step_live
         self._celery_task: Any = _untyped_tasks.create_task(self._app)
         self._tasks: dict[str, _Task] = {}

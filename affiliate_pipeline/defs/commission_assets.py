@@ -99,7 +99,8 @@ def _specs(earning: Sequence[Records], placement: Placement, *, has_prices: bool
         deps=[placement.key(COMMISSION)],
         kinds={"html"},
         description="The day's report, in its metadata: the total in USDT, its change, a chart of 30 days, the coins, and what is "
-        "missing or may still change. Totals are exact text, and next to each a rounded number for plots. It has the figures as of its rendering. This package's own code location also writes a "
+        "missing or may still change. Totals are exact text, and next to each a rounded number for plots. The report "
+        "has the figures as of its rendering. This package's own code location also writes a "
         "page into `reports/`, which `affiliate-pipeline report` renders again.",
     )
 
@@ -183,7 +184,7 @@ def _failure_description(failed: Mapping[date, Problem], unpriced: Mapping[date,
 
 def _priced(outcome: PricedDay) -> Metadata:
     """The day's prices as metadata."""
-    # The coins whose price is not from their preferred market (of BTC: BTCUSDT).
+    # By coin, the market of its price, if that is not the coin's preferred market (for BTC, BTCUSDT is preferred).
     converted: dict[str, str] = {}
     for coin, market in outcome.markets.items():
         preferred = next(iter(markets_of(coin)), None)
@@ -206,6 +207,7 @@ def _sums(figures: Figures) -> Metadata:
             "usdt_value": each.usdt_value,
             "market_value_usdt": each.market_value_usdt,
             "records": each.count,
+            # Records neither in USDT nor valued by the exchange; they may have a value at market prices.
             "records_without_usdt_value": each.unvalued,
         }
         for each in figures.sums
@@ -222,8 +224,7 @@ def _sums(figures: Figures) -> Metadata:
     return {
         "dagster/partition_row_count": len(figures.sums),
         "records": total.count,
-        # Records neither in USDT nor valued by the exchange. They may have a market price; those of `unvalued_coins`
-        # have none.
+        # The total over `sums`. Those of the coins in `unvalued_coins` have no value at market prices either.
         "records_without_usdt_value": sum(each.unvalued for each in figures.sums),
         **_plotted("total_usdt", total.usdt),
         "total_usdt_stated_by_exchanges": exact(total.stated_usdt),

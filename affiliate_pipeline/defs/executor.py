@@ -69,8 +69,8 @@ def _local_steps(context: dg.InitExecutorContext) -> StepExecutor:
 
 
 # Forked processes inherit these modules. In each of them, importing Dagster, the package and what landing uses would
-# take longer than most steps do. `definitions` is not among the modules, because it reads the environment, which
-# depends on the Dagster instance that a step loads first.
+# take longer than most steps do. `definitions` is not among the modules: importing it reads the environment, which
+# depends on the Dagster instance, and a step loads its instance only after the fork.
 PRELOADED = ["affiliate_pipeline.defs.factory", "affiliate_pipeline.landing.blocks", "dagster_postgres"]
 # LBank has eight endpoints whose steps mostly wait, each for its own rate limit: all of them run concurrently.
 _local_executor = _local_steps.configured(

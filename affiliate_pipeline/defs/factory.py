@@ -152,7 +152,7 @@ def _resources(
     shows them.
     """
     database_key = placement.name("database")
-    accounts_by_key = {placement.name_with_account(each.group): each for each in accounts}
+    accounts_by_key = {placement.name_without_scope(each.group): each for each in accounts}
 
     def pipeline(context: dg.InitResourceContext) -> AccountsPipeline:
         require_running(context.run)
@@ -247,10 +247,10 @@ def assemble(
     if has_schedules:
         schedules += build_schedules(endpoints, placement)
         endpoint_keys = {endpoint.key for endpoint in endpoints}
-        for account in export_endpoints(endpoints):
-            if {account.recent.key, account.request.key} <= endpoint_keys:
-                schedules.append(build_missed_days_schedule(account, placement))
-            sensors.append(build_kickback_history(account, placement))
+        for kickbacks in export_endpoints(endpoints):
+            if {kickbacks.recent.key, kickbacks.request.key} <= endpoint_keys:
+                schedules.append(build_missed_days_schedule(kickbacks, placement))
+            sensors.append(build_kickback_history(kickbacks, placement))
         if earning:
             sensors.append(build_stale_days(earning, placement, has_prices=has_prices))
 

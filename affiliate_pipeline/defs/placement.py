@@ -44,8 +44,8 @@ class Placement:
         """The asset that has this key, without the prefix."""
         return "/".join(key.path[len(self.key_prefix) :])
 
-    def name_with_account(self, name: str) -> str:
-        """The name in this code location of a schedule, sensor or resource whose `name` includes an account."""
+    def name_without_scope(self, name: str) -> str:
+        """The name, in this code location, of what belongs to the account in `name`; so `scope` is not added."""
         return f"{self.name_prefix}{name}"
 
     def name_of_schedule(self, name: str, at: time, zone: ZoneInfo) -> str:
@@ -54,7 +54,7 @@ class Placement:
         Released names do not change: Dagster stores by name whether a schedule is running.
         """
         zone_name = re.sub(r"[^a-z0-9]+", "_", zone.key.lower())
-        return self.name_with_account(f"{name}_{at:%H%M}_{zone_name}")
+        return self.name_without_scope(f"{name}_{at:%H%M}_{zone_name}")
 
     def name(self, name: str) -> str:
         """The name in this code location of a sensor or resource that serves all accounts."""

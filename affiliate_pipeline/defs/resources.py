@@ -76,7 +76,11 @@ class PipelineResource(ABC):
 
     @abstractmethod
     def variable(self, name: str) -> str:
-        """The project's own name of a variable that belongs to no exchange, such as ALERT_URLS; messages use it."""
+        """The name by which messages refer to this package's variable `name`, such as ALERT_URLS.
+
+        A Dagster project that uses this package may have named the variable differently. Only for variables that
+        belong to no exchange.
+        """
 
     @abstractmethod
     def variables_of(self, endpoint: Endpoint) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Failures as fields, for people and programs; rendered only here and never parsed back."""
+"""Failures as fields, for people and programs; their text is rendered only here and never parsed back."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -9,7 +9,7 @@ _SENSITIVE_NAME = (
 )
 # The lookbehind lets a match begin only where a name begins: otherwise a long name would take quadratic time. A value
 # without quotes has to be on the line of its name: otherwise, after a name without a value, the start of the next line
-# would be removed.
+# would be removed. A name directly before `://` is the scheme of a URL, so no value follows.
 _NAMED = re.compile(
     rf"(?i)(?<![\w-])(?={_SENSITIVE_NAME})([\w-]+)([\"']?\s*[=:](?:\s*(?=[\"'])|[^\S\n]*))(?!//)((?:bearer|basic|digest|token)\s+)?"
     r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|[^&\s\"',}]+)"

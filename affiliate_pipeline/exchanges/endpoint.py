@@ -50,8 +50,8 @@ class Probe(Generic[SessionT]):
     """A minimal request that tests an account without landing anything.
 
     `params` makes its parameters from the session and the time (ms). `tested_variable` names the variable (of the
-    default account) to check if the request is refused, or if the body has a `problem`; empty: the account's
-    credentials.
+    default account) that is reported as the cause if the request is refused, or if the body has a `problem`; if empty,
+    the account's credentials are.
     """
 
     params: Callable[[SessionT, int], Mapping[str, object]]
@@ -68,7 +68,8 @@ class Money:
     """
 
     kind: str
-    # The columns that name the trader or the earner, of which the first non-empty one counts; none: all money is our own.
+    # The columns that name the trader or the earner, of which the first non-empty one counts. If there are no such
+    # columns, all money of the endpoint is our own.
     earners: tuple[str, ...]
     # The column with the amount in USDT, where the source gives it.
     usdt: str | None = None
@@ -80,7 +81,8 @@ class Money:
 class Users:
     """The rows are about users, for the command `who`.
 
-    `names` are the columns that name the user, of which the first non-empty one counts; none: the account's own client.
+    `names` are the columns that name the user, of which the first non-empty one counts. If there are no such columns,
+    every row is about the account's own client.
     """
 
     names: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from affiliate_pipeline.postgres.table_store import TableStore
 
 TABLE: Final = "affiliate.account"
 PRIVILEGES = {TABLE: "select insert update delete"}
-# How long it counts as verified which account a key belongs to.
+# After a key has been verified, its account is not requested again for this long.
 VERIFIED_HOURS = 24
 
 
@@ -78,7 +78,8 @@ class RecordedKey:
     is_recent: bool
 
 
-# Whether the ledger has a day of the key's account and role that was fetched with the key of this fingerprint.
+# Whether the ledger has a day of the account and role of `Key` that was fetched with the key of the fingerprint `str`,
+# which may be another key of the account.
 HasLanded = Callable[[psycopg.Connection[Any], Key, str], bool]
 
 
@@ -267,8 +268,8 @@ class KeyIdentity:
 
         If the key is new or its identity has changed, unused keys with another identity are deleted first.
         """
-        # Send nothing with a key of another alias. An alias without a stated identity has a key's fingerprint in its
-        # place, so this key's fingerprint is compared with the recorded identities too.
+        # Send nothing with a key of another alias. While no identity is stated for an alias, the fingerprint of one of
+        # its keys is recorded as its identity, so this key's fingerprint is compared with the recorded identities too.
         _refuse_other_alias(self.key, self._keys.all(), self.key.fingerprint)
         self._stated = self._request_identity()
         own = _own(self.key, self._keys.all())

@@ -11,8 +11,9 @@ from affiliate_pipeline.domain.problem import AffiliateError
 from affiliate_pipeline.environment import of_instance
 from affiliate_pipeline.landing.store import is_run_live
 
-# Exceeds, even on a busy machine, how long an unfinished run is silent while its next process starts: from the newest
-# event of the run until that process has called `Store.mark_run_live`.
+# A run in which no process has died can be without a live process for a while: a process of the run or of one of its
+# steps is starting and has not called `Store.mark_run_live` yet. This exceeds, even on a busy machine, the time from
+# the run's newest event until that call.
 SILENCE_S = 75
 DAY_S = 86_400
 

@@ -190,7 +190,10 @@ def markdown(figures: Figures) -> str:
 
 
 def svg(figures: Figures) -> str:
-    """The chart as an image, without titles, which would enlarge the event log."""
+    """The chart as an image, without the hover texts of its days.
+
+    Dagster's event log stores the image, and the hover texts would enlarge it.
+    """
     chart = stacked(figures, sorted({each.exchange for each in figures.by_day}))
     return _render("figure.svg.j2", chart=chart)
 

@@ -16,6 +16,7 @@ from affiliate_pipeline.monitoring.outbox import TABLE, OpenAlert, Outbox
 
 # After a tick that sent to a target, nothing more is sent to it for this long: so alerts of several ticks are bundled.
 MIN_INTERVAL = timedelta(seconds=30)
+# The pause after a failed attempt doubles with each further failure, from the first to the longest.
 FIRST_PAUSE = timedelta(seconds=15)
 MAX_PAUSE = timedelta(minutes=30)
 # A tick has to end within 60 s; the next tick sends the rest.

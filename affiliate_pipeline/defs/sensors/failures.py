@@ -98,7 +98,8 @@ def build_failed_run_alert(
 def _evaluate(context: dg.SensorEvaluationContext, pipeline: PipelineResource, own: _OwnAssets) -> dg.SkipReason:
     """Raise the alerts about ended runs; a failed tick is repeated, unlike with Dagster's run failure sensor."""
     ui = pipeline.alerts().dagster_ui_url
-    # Ignore failures older than a day: the overdue monitor reports what is still missing.
+    # Only the first tick sets `since`. Failures of more than a day before that tick are ignored: the overdue monitor
+    # reports what is still missing.
     cursor: dict[str, Any] = json.loads(context.cursor or "null") or {"since": time.time() - FIRST_TICK_MAX_AGE_S}
     raised = 0
     with pipeline.outbox() as outbox:
@@ -328,6 +329,8 @@ def _failing(instance: DagsterInstance, state: InstigatorState, ui: str) -> aler
         return None
 
     last_success = instance.get_ticks(*origin_and_selector, limit=1, statuses=succeeded)
-    failing_since = last_success[0].tick_id if last_success else 0
+    last_success_id = last_success[0].tick_id if last_success else 0
     cause = innermost_message(last_ticks[0].error) or "It failed without a message"
-    return alerts.failing_ticks(f"{kind} {name} since tick {failing_since}", kind, name, cause, link=f"{ui}/automation")
+    return alerts.failing_ticks(
+        f"{kind} {name} since tick {last_success_id}", kind, name, cause, link=f"{ui}/automation"
+    )

@@ -69,7 +69,7 @@ def build_kickback_history(account: ExportEndpoints, placement: Placement = OWN)
     name = f"kickback_history_{alias}" if alias else "kickback_history"
 
     @sensor(
-        name=placement.name_with_account(name),
+        name=placement.name_without_scope(name),
         asset_selection=[placement.key(account.history.key)],
         default_status=placement.requesting,
         required_resource_keys=placement.required,

@@ -46,7 +46,8 @@ from affiliate_pipeline.monitoring.overdue import (
     overdue_days,
 )
 
-# How soon a change is noticed, and how often the heartbeat is called. A day's own times decide when it is requested.
+# How soon a change is noticed, and how often the heartbeat is called. A tick requests a day only if the day is overdue
+# and the pause since the day's last request is over.
 EVERY_S = 30
 # Longer than the pauses of the delivery, so that a short outage of a target does not stop the heartbeat.
 DELIVERED_WITHIN = timedelta(hours=1)
@@ -199,7 +200,11 @@ def _request(key: dg.AssetKey, days: Sequence[date], states: Mapping[date, State
 
 @dataclass(frozen=True)
 class _Partitions:
-    """The monitored partitions of an asset, as Dagster counts them: each is landed, failed or missing."""
+    """The monitored days of an asset, and which of them have failed or are missing.
+
+    A day has failed if its last run has, according to Dagster. Any other day has landed if the ledger has it, else it
+    is missing.
+    """
 
     days: Sequence[date]
     failed: Sequence[date]

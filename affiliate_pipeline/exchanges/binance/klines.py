@@ -175,7 +175,10 @@ def _read(response: Response) -> bytes:
 
 
 def _closes_in(body: bytes, symbol: str, days: list[date]) -> dict[date, Decimal | UnusableCandle]:
-    """The close, or why it is unusable, of each of `days` that has a candle; raises ValueError for other candles."""
+    """The close, or why it is unusable, of each of `days` that has a candle.
+
+    Raises ValueError if the body is no list of candles, or has candles of other days or two of one day.
+    """
     try:
         candles = msgspec.json.decode(body, type=list[list[msgspec.Raw]])
         open_times = [int(bytes(candle[_OPEN_TIME])) for candle in candles]

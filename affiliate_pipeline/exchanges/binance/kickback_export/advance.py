@@ -41,8 +41,8 @@ def advance(session: BinanceSession, *, is_run: bool) -> None:
     """Take one export's next step, unless another process is doing so: poll for its file, send its POST, or expire it.
 
     Args:
-        is_run: a run calls, not the sensor: retry the POST and the GET before it, and poll (once, without waiting for
-            the file) even if that is not due yet.
+        is_run: Whether a run calls this, rather than the sensor. For a run, the POST and the GET before it are retried,
+            and the step is taken even if it is not due yet. A poll is one GET; it does not wait for the file.
 
     Raises:
         ExchangeError: the POST failed, or a GET failed with `Fatal`.
@@ -74,7 +74,10 @@ class _Step:
     is_run: bool
 
     def take(self) -> None:
-        """Poll for the file of a collecting export; send a waiting one's POST, or expire it with its expired days."""
+        """Poll for the file of a collecting export; send the POST of a waiting one.
+
+        If some days of a waiting export have expired, cut the export to these days and expire it instead.
+        """
         is_waiting = self.export.state == "waiting"
         expired = [day for day in self.export.days if not is_retained(day, self.session.now_ms())]
         if is_waiting and expired:

@@ -225,7 +225,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
 
     Raises `Transient` if the export has landed and the response does not show whether its file is offered.
     """
-    # Retry here: the sensor does not poll for a file whose days have landed.
+    # Retry only for a landed export: any other one is set to collecting again, and later polls request its file.
     has_landed = export.state == "landed"
     offered = offered_file(session, retries=has_landed)
     if isinstance(offered, Pending) and not offered.is_conclusive:
@@ -239,7 +239,7 @@ def _downloaded(session: BinanceSession, export: KickbackExport) -> bytes:
 
 
 class _NoOwnFile(Refused):
-    """The export's file is not offered, or the file at `path` is another request's."""
+    """The export's file is not offered or may not be, or the file at `path` is another request's."""
 
     def __init__(self, text: str, path: str | None = None):
         super().__init__(text)
@@ -249,7 +249,10 @@ class _NoOwnFile(Refused):
 def _collect_again_or_expire(
     exports: KickbackExports, export: KickbackExport, error: _NoOwnFile, *, has_stored_file: bool
 ) -> None:
-    """Set the export to collecting, or to expired if its stored file was another request's; record that file's path."""
+    """Set the export to collecting, or to expired if its stored file was another request's.
+
+    Also record the path of the file that was another request's, whether stored or just downloaded.
+    """
     log.warning("%s", error)
     # If a stored file is another request's, a later request may have withdrawn the right one.
     state = "expired" if has_stored_file else "collecting"
@@ -267,7 +270,7 @@ def _past_wait(pending: Set[date], by_day: Mapping[date, KickbackExport], waited
 
 
 def _not_ready(session: BinanceSession, export: KickbackExport | None) -> ExchangeError:
-    """Why the day of this export cannot be landed now; None: no export has the day."""
+    """Why a day cannot be landed now; `export` is the one that has the day, or None if no export has it."""
     if export is None:
         return Refused("no export has the day", f"Materialize {session.key_of(REQUESTED_BY)} for it first")
     requested = "not requested yet" if export.requested_ms is None else f"requested at {utc_text(export.requested_ms)}"
