@@ -47,8 +47,8 @@ def ensure(environment: Environment, store: Store) -> Environment:
 
     chosen = dict(environment.first_days)
     lines: list[str] = []
-    # The assets of one API key share their first day. If one of them can no longer land a day, another of them, its
-    # `Retention.fallback`, may still land it, so the day has to be a partition of that asset too.
+    # The new `Records` of one API key get the same first day: a day that one of them can no longer land may still be
+    # landed by its `Retention.fallback`, and so has to be a partition of the fallback too.
     by_api_key = attrgetter("group", "role")
     for _, group in groupby(sorted(new, key=by_api_key), by_api_key):
         records: list[Records] = []
@@ -94,7 +94,7 @@ def _first_day(
 def _chosen_first_day(
     records: Sequence[Records], environment: Environment, store: Store, *, may_prompt: bool
 ) -> tuple[date, str]:
-    """The same as `_first_day`, whatever has landed.
+    """What `_first_day` returns unless a landed day is earlier.
 
     With `may_prompt`, a user at a terminal chooses the day if the exchange may retain all days.
     """

@@ -49,9 +49,9 @@ def up(
     os.chdir(settings.root())
     stopping = stop_on_signals()
     with ExitStack() as stack:
-        # Land the days of --fail-day again: those that have settled would otherwise not be requested, and so not fail.
         failing = failing_days(fail_day)
         project = stack.enter_context(running(stopping, None if once else port, failing))
+        # The days of --fail-day land again: those that have settled would otherwise not be requested, and so not fail.
         if once:
             succeeded = not stopping.is_set() and _land(project.landing, again=failing)
             raise typer.Exit(0 if succeeded else 1)

@@ -190,7 +190,7 @@ def top(connection: Connection[Any], first: date, last: date, max_rank: int) -> 
 
 
 def counts(connection: Connection[Any], day: date) -> CustomerCounts:
-    """The numbers of the day's lines, customers and records without one, and the total in USDT."""
+    """How many lines, customers, customers named by an email and records without a customer the day has; the total."""
     [row] = connection.execute(
         "with by_customer as ("
         "select customer, identified_by, count(*) as lines, sum(records) as records, sum(total_usdt) as total_usdt "

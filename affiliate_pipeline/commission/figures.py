@@ -167,7 +167,7 @@ def _gather(
 
 
 def incomplete(commission: Commission, configured: Sequence[Records], days: Sequence[date]) -> list[Incomplete]:
-    """The missing and unsettled days of each kind of earnings that is configured or has landed any of `days`.
+    """The missing and unsettled days of each account's kinds of earnings, if configured or if any of `days` has landed.
 
     Kinds of which no day is missing or unsettled are omitted. A kind that is not configured is included if it has
     landed any of `days`, so that a report rendered without credentials covers what other machines land. If no kind is

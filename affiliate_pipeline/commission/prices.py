@@ -160,7 +160,8 @@ class Prices:
         failed: dict[date, Problem] = {}
         try:
             with open_klines(all_days[0], all_days[-1]) as klines:
-                # By the exchange's clock: a stored price never changes, so a close before the day's end would remain.
+                # By the exchange's clock: a closing price that is fetched before the day has ended would be wrong, and
+                # stored prices never change.
                 not_ended = _not_ended(all_days, klines.now_ms)
                 failed |= not_ended
                 ended = {coin: [day for day in days if day not in not_ended] for coin, days in remaining.items()}
@@ -215,11 +216,11 @@ class Prices:
         failed_days: Collection[date],
         lookup: _MarketLookup | None,
     ) -> None:
-        """Record the coin's market on the newest of `days`, or since which of them it has none.
+        """Record the coin's market on the newest of `days` or, if there is none, since which of them there is none.
 
         `failed_days` have an unusable candle, or could not be requested. `lookup` is what was recorded before. Nothing
-        is recorded if the newest of `days` failed, or if `lookup` has a market and that is also the market on the
-        newest of `days`, or had a price on a later day.
+        is recorded if the newest of `days` failed. If `lookup` has a market, nothing is recorded either where the
+        newest of `days` has the same market, or is before `lookup.since`, a day on which that market had a price.
         """
         if not days or days[-1] in failed_days:
             return

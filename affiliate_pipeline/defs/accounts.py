@@ -254,9 +254,10 @@ class LBankAccount(Account):
 
 
 def _from_subclass(key: ApiKey) -> tuple[str, str]:
+    """The key and the secret that a subclass's `credentials` returns; raises `SettingsError` if it fails."""
     try:
         api_key, secret = key.credentials()
-        # As for a variable: a mounted file often ends with a newline.
+        # Stripped like the values of variables: if the method has read a mounted file, that often ends with a newline.
         return stripped(api_key), stripped(secret)
     except AffiliateError:
         raise

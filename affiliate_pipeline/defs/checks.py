@@ -16,6 +16,12 @@ from affiliate_pipeline.landing.endpoint_tables import DayStats, Difference, dif
 from affiliate_pipeline.landing.store import Store
 
 DAY_IS_SOUND = "day_is_sound"
+_SOUND_RECORDS = (
+    "What landed for a day is proven complete, no fee is above its volume, no field is new to the schema, and nothing was "
+    "restated after the day had settled."
+)
+# Of a snapshot or an action log.
+_SOUND_STATE = "No field of what landed for a day is new to the schema, and there is no other warning."
 NO_DAY_MISSING = "no_day_missing"
 SAME_ROWS = "same_rows"
 MAX_DIFFERENCES = 100
@@ -27,8 +33,7 @@ def check_specs(endpoint: Endpoint, placement: Placement = OWN) -> Iterator[dg.A
     yield dg.AssetCheckSpec(
         DAY_IS_SOUND,
         asset=asset,
-        description="What landed for a day is proven complete, no fee is above its volume, no field is new to the schema, "
-        "and nothing was restated after the day had settled.",
+        description=_SOUND_RECORDS if isinstance(endpoint, Records) else _SOUND_STATE,
     )
     if endpoint.timetable.is_monitored:
         # Evaluated at the end of the asset's step, and by the monitor: a check with a step of its own would make each run
@@ -109,7 +114,7 @@ def _results_text(results: Sequence[dg.AssetCheckEvaluation]) -> str:
 def evaluations(
     endpoint: Endpoint, asset: dg.AssetKey, store: Store, landed: Landed
 ) -> Iterator[dg.AssetCheckEvaluation]:
-    """The evaluations of a landed day. A day that is not proven complete does not land, so it has none."""
+    """The evaluations of a landed day. A day of records that is not proven complete does not land, so it has none."""
     yield _soundness(endpoint, asset, landed)
     if isinstance(endpoint, Records) and endpoint.compared_with:
         group_differences = differences(store.connection, endpoint, landed.day)
@@ -136,7 +141,12 @@ def _soundness(endpoint: Endpoint, asset: dg.AssetKey, landed: Landed) -> dg.Ass
         metadata["sums_before"] = dg.MetadataValue.json(named_sums(endpoint, stats_before))
         metadata["sums_now"] = dg.MetadataValue.json(named_sums(endpoint, stats))
 
-    text = "; ".join(problems) or f"{count_of(stats.rows, 'row')}, proven complete"
+    is_proven = isinstance(endpoint, Records)  # nothing shows whether a snapshot is complete
+    text = count_of(stats.rows, "row")
+    if problems:
+        text = "; ".join(problems)
+    elif is_proven:
+        text += ", proven complete"
     return _evaluation(DAY_IS_SOUND, asset, landed.day, not problems, text, metadata)
 
 

@@ -193,7 +193,7 @@ def _priced(outcome: PricedDay) -> Metadata:
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
-        # The number of coins without a market, and which ones they are.
+        # The same coins, as a number and as a list: on a day that did not fail, only a coin without a market has no price.
         "coins_without_market": len(outcome.coins_without_price),
         "unvalued_coins": dg.MetadataValue.json([*outcome.coins_without_price]),
     }
@@ -224,7 +224,8 @@ def _sums(figures: Figures) -> Metadata:
     return {
         "dagster/partition_row_count": len(figures.sums),
         "records": total.count,
-        # The total over `sums`. Those of the coins in `unvalued_coins` have no value at market prices either.
+        # The total over `sums`. Of these records, those of the coins in `unvalued_coins` have no value at market prices
+        # either.
         "records_without_usdt_value": sum(each.unvalued for each in figures.sums),
         **_plotted("total_usdt", total.usdt),
         "total_usdt_stated_by_exchanges": exact(total.stated_usdt),
@@ -345,8 +346,8 @@ def _stale_days(
 
     waiting = stale_or_unpriced.keys() - in_progress
     requested = [(assets, days) for days in day_ranges(waiting & stale.keys())]
-    # If only prices are missing, request them alone (the first of `assets`): while the source of the prices fails, a
-    # request of all `assets` would add up the sums again every hour.
+    # For days that lack only prices, request only the prices, the first of `assets`: with all `assets`, the sums would be
+    # added up again every hour for as long as the source of the prices fails.
     requested += [(assets[:1], days) for days in day_ranges(waiting - stale.keys())]
     return [
         dg.RunRequest(

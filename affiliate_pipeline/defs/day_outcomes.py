@@ -66,8 +66,8 @@ def finish(
 ) -> None:
     """Add the landed days' metadata to the step's result; if a day failed, log each day and raise `Failure`.
 
-    A day in `failed` may have landed for some of the assets. For the others, an asset observation has the reason: in
-    Dagster's UI, a failed day shows the events of that day only.
+    A day in `failed` may have landed for some of the assets. For each of the other assets, an asset observation has the
+    reason: at a failed day, Dagster's UI shows only events of that asset and day, and so not the run's failure.
     """
     if not failed:
         for key, landed_days in landed.items():

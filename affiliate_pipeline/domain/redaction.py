@@ -21,8 +21,8 @@ _PEM = re.compile(r"-----BEGIN[^-]*-----.*?(-----END[^-]*-----|$)", re.DOTALL)
 _PASSWORD_IN_URL = re.compile(r"(?<!\w)(\w+://(?!user:password@host\b)[^\s:/@]*:)[^\s@/]+@")
 _AT = r"(?:@|%40|\\u0040)"
 _QUOTED_EMAIL = re.compile(rf"\"[^\"@]*\"{_AT}")
-# A match begins after a separator. Its group, one or two characters, remains visible. Skipped are emails that are
-# already redacted, and `password@host` in our own messages.
+# A match begins after a separator. Its group, one or two characters, remains visible. Skipped are `***@`, which is what
+# is left of a password in a URL or of a quoted local part, and `password@host` in our own messages.
 _EMAIL = re.compile(
     rf"(?<![^\s@\"<>=,;:(&'])(?!\*\*\*@|password@host\b)([^\s@\"<>=,;:(&'][^\s@\"<>=,;:(]?)(?:(?!%40|\\u0040)[^\s@\"<>=,;:(])*{_AT}"
 )

@@ -85,8 +85,8 @@ class Settings(BaseModel):
         errors: list[SettingsError] = []
         for name, own_name in own_names.items():
             is_required = name.upper() in required
-            is_optional_secret = name in secrets and not is_required
-            if required and is_optional_secret:
+            is_secret_not_required = name in secrets and not is_required
+            if required and is_secret_not_required:
                 continue
             try:
                 # `Variables` may read the value from a file.
@@ -97,8 +97,8 @@ class Settings(BaseModel):
 
             if value:
                 given[name] = value
-                # The quotes of an optional secret are an error only for what uses it.
-                if not is_optional_secret:
+                # Without `required`, every secret is read; its quotes are an error only for a call that requires it.
+                if not is_secret_not_required:
                     errors += quotation_mark_errors(own_name, value)
             elif is_required:
                 errors.append(unset_error(own_name))

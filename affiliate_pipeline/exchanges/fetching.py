@@ -17,7 +17,7 @@ from affiliate_pipeline.http.errors import ExchangeError
 
 @dataclass(frozen=True)
 class DayBatch:
-    """All rows of one day as received, proven complete.
+    """All rows of one day as received; those of records are proven complete.
 
     `chunks` are JSON objects joined by commas, and can be read more than once. `requested_ms` is when the oldest
     response was requested; it may be None if that was after the run began. `note` and `warnings` are for people; a

@@ -138,9 +138,10 @@ class Outbox(TableStore):
     def record_failure(
         self, target: str, alerts: Iterable[Alert], first_pause: timedelta, max_pause: timedelta
     ) -> tuple[int, datetime]:
-        """Record that the target did not accept the alerts; return its failures in a row and when (UTC) to retry.
+        """Record that the target did not accept the alerts; return the attempt's number and when (UTC) to retry.
 
-        The pause doubles with each attempt. An alert that fails within a pause does not extend it.
+        The number is 1 plus the failed retries of all alerts that the target has not accepted yet. The pause doubles with
+        each of these retries. An alert that fails within a pause does not extend it.
         """
         keys = [alert.key for alert in alerts]
         with as_store_unavailable(), self._connection.transaction():

@@ -98,7 +98,8 @@ def system_user() -> pwd.struct_passwd:
 
 def _package() -> Path | None:
     """The folder of the wheel's package; None if it is not installed."""
-    # Locate it without importing it: only its files are needed, not its launcher, which relies on pids.
+    # Without importing it: only PostgreSQL's files in it are used, not its Python code, which decides by process ids when
+    # to stop a server.
     spec = importlib.util.find_spec(WHEEL.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         return None

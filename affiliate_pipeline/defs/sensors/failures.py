@@ -1,7 +1,7 @@
 """The sensors that raise alerts about failed runs, failed checks and failing ticks.
 
-One alert per failed run, with exactly the days that it did not land; runs that lack only the prices of the same days
-share one alert per date (UTC). One per run whose checks failed; one while a sensor or schedule fails. In a shared
+One alert per failed run, with the days that Dagster does not show as landed; runs that lack only the prices of the same
+days share one alert per date (UTC). One per run whose checks failed; one while a sensor or schedule fails. In a shared
 Dagster instance, they cover only this package.
 """
 

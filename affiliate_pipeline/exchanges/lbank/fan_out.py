@@ -146,9 +146,9 @@ class MonthFetch:
     ) -> None:
         """Move tasks from `waiting` to `running` until that has `max_running` of them, or no other may start yet."""
         while waiting and len(running) < max_running:
-            # While the days of a failed range are fetched one by one, start no other task. Most waiting tasks are other
-            # queries for the same range, and the day that caused the failure would probably cause these queries to
-            # fail too.
+            # While the days of a failed range are fetched, each by a task of its own, start no other task. Most waiting
+            # tasks are other queries for the same range, and the day that caused the failure would probably cause these
+            # queries to fail too.
             is_isolating = any(task.isolated for task in running.values())
             if is_isolating and not waiting[0].isolated:
                 return

@@ -54,6 +54,7 @@ def money_of(users: Users, day: date) -> dict[str, list[Money]]:
     # Added users are excluded: they would change the draws of the others.
     candidates = [user for user in users.generated(midnight) if _moves_money(user, midnight)]
     draw_below = draws("money", day.isoformat())
+    # As many deposits and withdrawals as 30 to 69 % of the users, but at least the two at the edges of the day (`_money`).
     percent_of_users = 30 + draw_below(40)
     count = max(2, users.listed_count * percent_of_users // 100)
     return by_kind(_money(candidates, midnight, number, users.offset) for number in range(count))

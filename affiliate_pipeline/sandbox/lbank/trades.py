@@ -161,7 +161,8 @@ def _fill(at: int, trade_type: int, draw_below: Draw, mean: int) -> Fill:
     if volume.units > mean // 10:
         rate = max(rate, FEES[1])
     scale = max(8, volume.scale)
-    unit = 10 ** (18 - scale)
-    fee_units = volume.units * rate // 100_000 // unit * unit
+    # Cut off the decimals that are not written, so that the written fees add up to the totals.
+    last_place = 10 ** (18 - scale)
+    fee_units = volume.units * rate // 100_000 // last_place * last_place
     symbol = SYMBOLS[draw_below(len(SYMBOLS))]
     return Fill(at, trade_type, symbol, volume, Amount(fee_units, scale))
