@@ -114,15 +114,15 @@ def export(
 
         with _open_output(output) as file:
             extract = Extract(store, source.table, requested, source.account, source.day_column)
-            for line in _write(extract, kind, file, raw=raw):
-                _print(line)
+            for note in _write(extract, kind, file, raw=raw):
+                _print_note(note)
         if requested:
             # Inside the block, to read the same snapshot as the rows.
             for line in _gap_lines(store, source, requested, environment, landed_assets):
-                _print(line)
+                _print_note(line)
 
 
-def _print(line: str) -> None:
+def _print_note(line: str) -> None:
     print(f"{PROGRAM}: {line}", file=sys.stderr)
 
 

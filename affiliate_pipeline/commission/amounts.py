@@ -69,6 +69,7 @@ def change_text(amount: Decimal, before: Decimal) -> str:
         sign = "+" if difference >= 0 else ""
         return f"{sign}{usdt(difference)} USDT"
 
+    # The result is rounded again below, so calculate with two digits more than are shown.
     context = Context(prec=SIGNIFICANT_DIGITS + 2, Emax=MAX_EMAX, Emin=MIN_EMIN)
     percent = context.multiply(context.divide(difference, before), Decimal(100))
     shown = f"{percent:,.1f}" if percent.adjusted() < _MAX_INTEGER_DIGITS else short(percent)

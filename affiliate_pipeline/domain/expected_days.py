@@ -166,11 +166,12 @@ def newest_scheduled(timetables: Collection[Timetable], now_ms: int) -> date:
 
 
 def _fallback(timetable: Timetable, day: date, now_ms: int) -> tuple[str, int] | None:
-    """The asset whose source still promises the day, with its deadline (ms); None if there is none."""
+    """The asset whose source still promises the day, with its deadline (ms); None if no fallback promises it."""
     fallback = timetable.fallback
     if fallback is None:
         return None
     deadline_ms = fallback.deadline_ms(day)
+    # Without a known limit there is no deadline to report, so such a fallback promises nothing.
     if deadline_ms is None or now_ms > deadline_ms:
         return None
     return fallback.asset, deadline_ms

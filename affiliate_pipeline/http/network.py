@@ -250,7 +250,7 @@ def _bypass(entry: str) -> _Bypass | None:
         return _Bypass("all", network, port=None) if network else None
     scheme, address, name, port = parts.groups(default="")
     host = _ip_network(address or name) or name.rstrip(".")
-    if not host:
+    if not host:  # what is in brackets is no address, or the name has only dots
         return None
     return _Bypass(scheme or "all", host, int(port) if port else None)
 

@@ -81,7 +81,7 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
     """Why the day did not land, and its stored rows; None if there are none."""
     with as_store_unavailable(), connection.transaction():
         stored = connection.execute(
-            "select source, rejected_at, reason, complete, "
+            "select source, rejected_at as requested_at, reason, complete, "
             # A row that jsonb cannot represent is stored as a JSON string (see `store`): unwrap it.
             "case jsonb_typeof(payload) when 'string' then payload #>> '{}' else payload::text end "
             f"from {TABLE} where asset = %s and partition = %s",
@@ -89,6 +89,7 @@ def rejected(connection: Connection[Any], asset: str, day: date) -> tuple[Reject
         ).fetchall()
     if not stored:
         return None
+    # These are the same in all rows.
     source, requested_at, reason, complete, _ = stored[0]
     rows = [payload.encode() for *_, payload in stored]
     return Rejection(source, requested_at, reason, complete), rows

@@ -127,10 +127,11 @@ def with_fields(row: bytes, values: Mapping[str, object]) -> bytes:
 def fields(row: bytes) -> list[tuple[str, bytes]]:
     """The row's fields in order, repeated ones included, each with its JSON text."""
     found = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    # Each occurrence of a field has a colon after a quote. If there are only as many of these as names found, no field
-    # is repeated: skip the slow parser.
-    may_repeat = row.count(b":") > len(found) and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))
-    if may_repeat:
+    # `found` has a repeated field once. Each occurrence of a field has a colon, after a quote or after spaces: no field is
+    # repeated if there are no more colons than names, or no more `":` and none after spaces.
+    has_more_colons = row.count(b":") > len(found)
+    may_repeat = has_more_colons and (row.count(b'":') > len(found) or _SPACED_COLON.search(row))
+    if may_repeat:  # only then use the slow parser
         pairs = _pairs(row)
         if len(pairs) > len(found):
             return pairs

@@ -59,7 +59,7 @@ def build_alert_delivery(endpoints: Sequence[Endpoint], placement: Placement = O
 def _evaluate(context: dg.SensorEvaluationContext, placement: Placement, fallbacks: Mapping[str, str]) -> dg.SkipReason:
     """Report recoveries, then deliver due alerts; raises `Undelivered` if a target did not accept its alerts."""
     pipeline = placement.pipeline(context)
-    variable = pipeline.variable("ALERT_URLS")
+    variable = pipeline.variable("ALERT_URLS")  # its name, for messages
     urls = pipeline.alerts().urls(variable)
     with pipeline.outbox() as outbox, outbox.try_exclusive() as is_exclusive:
         if not is_exclusive:

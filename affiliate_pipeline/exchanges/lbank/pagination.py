@@ -63,15 +63,16 @@ def by_id(get: GetPage) -> list[bytes]:
 def _require_end(get: GetPage, ids: Sequence[int]) -> None:
     """Raise `Refused` unless the list ends with the last of these ids, which are in order.
 
-    Requests again what follows the last but one of the ids: only the row with the last id may follow.
+    Requests again what follows the largest id below the last one. Exactly the rows with the last id may follow; an id may
+    be repeated.
     """
     last = ids[-1]
-    last_but_one = max((row_id for row_id in ids if row_id < last), default=0)
-    page = get({"start": last_but_one, "pageSize": PAGE_SIZE}) or []
+    id_before_last = max((row_id for row_id in ids if row_id < last), default=0)
+    page = get({"start": id_before_last, "pageSize": PAGE_SIZE}) or []
     page_ids = read_values(whole_numbers, page, "id")
 
-    expected = [row_id for row_id in ids if row_id > last_but_one]
-    following = [row_id for row_id in page_ids if row_id > last_but_one]
+    expected = [last] * ids.count(last)
+    following = [row_id for row_id in page_ids if row_id > id_before_last]
     if len(page) == PAGE_SIZE or following != expected:
         raise Refused(f"LBank twice sent no list (null) for the page after id {last}, where more rows may follow")
 

@@ -85,7 +85,11 @@ class Roster:
 
 
 class RosterStore(TableStore):
-    """The roster of one account with any of its keys; `team_list` opens the client that refreshes it."""
+    """The roster of one account; `team_list` opens the client that refreshes it.
+
+    New rows have `source`, the host and the key in use; stored rows have to be of one of `sources`, which are those of all
+    keys of the account.
+    """
 
     migrations = Migrations("lbank", Path(__file__).parent / "migrations")
 
