@@ -218,9 +218,10 @@ class Prices:
     ) -> None:
         """Record the coin's market on the newest of `days` or, if there is none, since which of them there is none.
 
-        `failed_days` have an unusable candle, or could not be requested. `lookup` is what was recorded before. Nothing
-        is recorded if the newest of `days` failed. If `lookup` has a market, nothing is recorded either where the
-        newest of `days` has the same market, or is before `lookup.since`, a day on which that market had a price.
+        `failed_days` have an unusable candle, or are all of `days` if a request failed. `lookup` is what was recorded
+        before. Nothing is recorded if the newest of `days` failed. If `lookup` has a market, nothing is recorded either
+        where the newest of `days` has the same market, or is before `lookup.since`, a day on which that market had a
+        price.
         """
         if not days or days[-1] in failed_days:
             return

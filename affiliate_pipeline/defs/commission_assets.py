@@ -193,7 +193,7 @@ def _priced(outcome: PricedDay) -> Metadata:
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
-        # The same coins, as a number and as a list: on a day that did not fail, only a coin without a market has no price.
+        # The coins without a price, as a number and as a list: on a day that did not fail, these are coins without a market.
         "coins_without_market": len(outcome.coins_without_price),
         "unvalued_coins": dg.MetadataValue.json([*outcome.coins_without_price]),
     }

@@ -64,7 +64,7 @@ def finish(
     failed: Mapping[date, Problem],
     description: str,
 ) -> None:
-    """Add the landed days' metadata to the step's result; if a day failed, log each day and raise `Failure`.
+    """Add the landed days' metadata to the step's result or, if a day failed, log each day and raise `Failure`.
 
     A day in `failed` may have landed for some of the assets. For each of the other assets, an asset observation has the
     reason: at a failed day, Dagster's UI shows only events of that asset and day, and so not the run's failure.
