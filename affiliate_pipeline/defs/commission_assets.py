@@ -193,7 +193,8 @@ def _priced(outcome: PricedDay) -> Metadata:
     return {
         "dagster/partition_row_count": len(outcome.markets),
         "converted": dg.MetadataValue.json(converted),
-        # The coins without a price, as a number and as a list: on a day that did not fail, these are coins without a market.
+        # The coins without a price, as a number and as a list. They have no market on this day: if the price of a market
+        # could not be landed, the day's outcome is a `Problem`, not a `PricedDay`.
         "coins_without_market": len(outcome.coins_without_price),
         "unvalued_coins": dg.MetadataValue.json([*outcome.coins_without_price]),
     }
