@@ -17,7 +17,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from affiliate_pipeline.domain.days import start_ms
-from affiliate_pipeline.exchanges.fetching import DayBatch, Session
+from affiliate_pipeline.exchanges.fetching import DayBatch, DayError, Session
 from affiliate_pipeline.exchanges.registry import ENDPOINTS
 from affiliate_pipeline.exchanges.shared_state import SharedState
 from affiliate_pipeline.exchanges.window_walk import WindowWalk
@@ -127,8 +127,15 @@ def test_a_walk_is_exact_if_the_exchange_refuses_windows_of_one_millisecond(
 
 
 def test_days_without_rows_fail_if_the_ends_of_windows_cannot_be_proven_by_the_row_of_another_day(binance, session):
+    binance.set_rebates([{"time": START + DAY_MS + 5, "number": 0}])
+    assert isinstance(ENDPOINT.strategy, WindowWalk)
+    walk = replace(ENDPOINT.strategy, max_days=1)
     with refusing_instants(session, max_ms=3):
-        assert walked(binance, session, [START + DAY_MS + 5], limit=3, max_days=1) == dict.fromkeys(DAYS)
+        outcomes = list(walk.fetch(session, DAYS, ZONE))
+
+    problems = {outcome.day: str(outcome.error) for outcome in outcomes if isinstance(outcome, DayError)}
+    unproven = "the response had no rows, but it is not proven that it covers the whole day"
+    assert {day: unproven in text for day, text in problems.items()} == {day: day != DAYS[1] for day in DAYS}
 
 
 @contextmanager
